@@ -1,0 +1,1 @@
+"""What a run shows: the report and the pages of marked tokens."""

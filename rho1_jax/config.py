@@ -1,0 +1,207 @@
+"""The schema of an experiment: every key, its meaning, and the checks that need no data.
+
+A file in configs/ starts from `default_config()` and sets what its experiment needs. The defaults
+are the embedded experiment's; values from the paper are marked so where they are set.
+"""
+
+import difflib
+import hashlib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from rho1_jax.data.corpora import Source
+from rho1_jax.errors import InputError, require_known
+from rho1_jax.slm.selection import Selection
+
+# Keys that may change between two runs in one folder: they do not change what is computed.
+FREE_KEYS = ("mesh", "checkpoint", "log_every")
+
+
+def default_config() -> ConfigDict:
+    """Every key of a config, unlocked."""
+    c = ConfigDict()
+    c.name = ""
+    c.seed = 0
+
+    c.model = ConfigDict()
+    c.model.preset = "tiny"  # a name in models/presets.py; ignored where init gives the shape
+    c.model.init = ""  # a .gguf file or a run's folder to start from; "" is from scratch
+    c.model.dtype = "float32"  # of the computation; master weights are float32
+    c.model.ref_dtype = "float32"  # of the reference's parameters and computation
+    c.model.remat = "none"  # none | dots | full
+
+    c.tokenizer = ConfigDict()
+    c.tokenizer.source = "train"  # "train", "init" (of model.init), or a file or folder
+    c.tokenizer.vocab_size = 2048  # of a tokenizer trained here
+
+    c.data = ConfigDict()
+    c.data.root = "."  # relative file sources start here
+    c.data.seq_len = 256  # targets in a row
+    c.data.corpus = ConfigDict()  # domain -> source: what the policy is trained on
+    c.data.clean = ConfigDict()  # domain -> source: what the reference is trained on
+
+    c.reference = _training(lr=3e-3, steps=200)
+    c.reference.init = ""  # load this model instead of training one; "" trains
+    c.reference.epochs = 3.0  # times the clean rows, where steps is 0 (the paper's 3)
+
+    c.score = ConfigDict()
+    c.score.cached = True  # False: the reference runs live in every step
+    c.score.entropy = False  # also store the reference's predictive entropy
+    c.score.batch_size = 32  # rows
+
+    c.select = ConfigDict()
+    c.select.score = "excess"
+    c.select.ratio = 0.6
+    c.select.scope = "batch"
+    c.select.parts = ()  # ((score, weight), ...) for combined, intersection and union
+
+    c.train = _training(lr=3e-3, steps=300)
+
+    c.loss_chunk_tokens = 4096  # most tokens whose logits exist at once
+    c.eval = ConfigDict()
+    c.eval.every = 50  # steps
+    c.eval.rows = 64  # of each held-out domain, at most
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 100  # steps
+    c.checkpoint.keep = 2
+    c.log_every = 1
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    return c
+
+
+def source(spec: str, *, text: str = "text", split: str = "", weight: float = 1.0) -> ConfigDict:
+    """One domain of a corpus; the fields are those of data/corpora.py's Source."""
+    return ConfigDict({"spec": spec, "text": text, "split_field": split, "weight": weight})
+
+
+def paper_batches(section: ConfigDict, *, tokens: int, seq_len: int, lr: float) -> None:
+    """The paper's batches of 1M tokens at a peak learning rate, for `tokens` (0: by epochs)."""
+    section.batch_size = 2**20 // seq_len
+    section.steps = round(tokens / 2**20)
+    section.lr = lr
+    section.warmup_steps = 100
+
+
+def sources(domains: ConfigDict) -> dict[str, Source]:
+    """The domains of `data.corpus` or `data.clean` as data/corpora.py takes them."""
+    return {
+        name: Source(d.spec, text=d.text, split_field=d.split_field or None, weight=d.weight)
+        for name, d in domains.items()
+    }
+
+
+def selection(config: ConfigDict, n_shards: int) -> Selection:
+    """The `select` section; InputError if it makes no sense."""
+    s = config.select
+    try:
+        parts = tuple((str(name), float(weight)) for name, weight in s.parts)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"select.parts is {s.parts!r}: write pairs of score and weight, "
+            "(('reference', 1.0), ('entropy', 1.0))."
+        ) from error
+    return Selection(s.score, s.ratio, s.scope, parts, n_shards)
+
+
+def validate(config: ConfigDict) -> None:
+    """InputError for values no stage could use; the data, files and devices are checked later."""
+    selection(config, n_shards=1)
+    if not config.data.corpus:
+        raise InputError("data.corpus names no source: add one, for instance files:*.jsonl.")
+    for section in ("reference", "train"):
+        _require_positive(config, section, ("batch_size", "accumulation", "lr", "clip"))
+        if config[section].steps < 0 or config[section].warmup_steps < 0:
+            raise InputError(f"{section}.steps and {section}.warmup_steps cannot be negative.")
+    if not config.reference.steps and config.reference.epochs <= 0:
+        raise InputError("reference.steps and reference.epochs are both 0: set one of them.")
+    for key in ("dtype", "ref_dtype"):
+        require_known(f"model.{key}", config.model[key], ("float32", "bfloat16"))
+    if config.log_every < 1 or config.loss_chunk_tokens < 1:
+        raise InputError("log_every and loss_chunk_tokens must be at least 1.")
+    if config.train.steps < 1:
+        raise InputError(f"train.steps is {config.train.steps}: set it to at least 1.")
+    if needs_reference(config) and not config.reference.init and not config.data.clean:
+        raise InputError(
+            f"select.score={config.select.score} needs a reference, but data.clean names no corpus "
+            "to train one on: add a source, or set reference.init to a model."
+        )
+    _require_positive(config, "data", ("seq_len",))
+    _require_positive(config, "score", ("batch_size",))
+    _require_positive(config, "eval", ("every", "rows"))
+    _require_positive(config, "checkpoint", ("every", "keep"))
+
+
+def needs_reference(config: ConfigDict) -> bool:
+    """Whether the selection reads a reference at all."""
+    s = selection(config, n_shards=1)
+    return s.needs_ref_loss or s.needs_ref_entropy
+
+
+def bound_part(config: ConfigDict) -> dict[str, Any]:
+    """What decides the numbers of a run, as plain JSON values."""
+    plain = json.loads(config.to_json_best_effort())
+    free = set(FREE_KEYS)
+    if config.select.scope == "shard":  # then the mesh says which tokens compete
+        free.remove("mesh")
+    return {k: v for k, v in plain.items() if k not in free}
+
+
+def first_difference(a: Any, b: Any, path: str = "config") -> str | None:
+    """Where two plain configs differ first, as `key (a's value, b's value)`; None if nowhere."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return None if a == b else f"{path} ({a!r}, {b!r})"
+    for key in sorted(a.keys() | b.keys()):
+        found = first_difference(a.get(key), b.get(key), f"{path}.{key}")
+        if found:
+            return found
+    return None
+
+
+def digest(value: Any) -> str:
+    """Hex sha256 of plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def require_known_keys(config: ConfigDict, overrides: list[str]) -> None:
+    """InputError naming the nearest key for an override `a.b=value` the config does not have."""
+    known = list(_flat_keys(config))
+    for override in overrides:
+        key = override.split("=", 1)[0]
+        if key in known or any(k.startswith(key + ".") for k in known):
+            continue
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        hint = f": did you mean --config.{nearest[0]}?" if nearest else "."
+        raise InputError(f"--config.{key} is not a key of this config{hint}")
+
+
+def _flat_keys(config: ConfigDict, prefix: str = ""):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _flat_keys(value, f"{prefix}{key}.")
+        yield f"{prefix}{key}"
+
+
+def _training(lr: float, steps: int) -> ConfigDict:
+    """What the reference and the policy share: AdamW with warmup and cosine decay."""
+    return ConfigDict(
+        {
+            "steps": steps,
+            "batch_size": 8,  # rows, over all devices
+            "accumulation": 1,  # microbatches a step
+            "lr": lr,
+            "warmup_steps": 20,
+            "final_lr_share": 0.1,
+            "b1": 0.9,
+            "b2": 0.95,
+            "weight_decay": 0.1,
+            "clip": 1.0,
+        }
+    )
+
+
+def _require_positive(config: ConfigDict, section: str, keys: tuple[str, ...]) -> None:
+    for key in keys:
+        if config[section][key] <= 0:
+            raise InputError(f"{section}.{key} is {config[section][key]}: set it above 0.")

@@ -1,0 +1,267 @@
+"""Rows to batches, with Grain: seeded, shuffled, mixed, sharded by host, read ahead.
+
+A batch is a pure function of (seed, step), so the position of a run is one integer.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+from rho1_jax import jsonfile
+from rho1_jax.data import builder
+from rho1_jax.errors import InputError
+
+_AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches
+_BLOCK = 10_000  # rows between two looks whether all were visited
+
+
+class Rows:
+    """Random access to the packed rows of one domain and split.
+
+    `rows[i]` is {"tokens": int32 [S+1], "length": int, "bytes": int} and, where the source knows
+    the truth, "useful": bool [S]; `rows.__getitems__([i, ...])` reads several.
+    `fingerprint` names the rows' content: what was read, by which tokenizer, cut how.
+    """
+
+    def __init__(self, source: Any, *, name: str, manifest: Mapping[str, Any], split: str):
+        self._source = source
+        self._n: int = manifest["splits"][split]["rows"]
+        self.name = name
+        self.seq_len: int = manifest["binding"]["seq_len"]
+        bound = json.dumps([manifest["binding"], split], sort_keys=True)
+        self.fingerprint = hashlib.sha256(bound.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return _widened(self._source[index])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return [_widened(row) for row in self._source.__getitems__(list(indices))]
+
+
+def _widened(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"tokens": row["tokens"].astype(np.int32)}  # stored as uint16 where that fits
+
+
+def open_rows(out: str | Path, domain: str, split: str) -> Rows:
+    """Opens what `builder.prepare` wrote to out/domain. A split may have no rows.
+
+    Raises:
+        InputError: the domain was never prepared to the end, or the split does not exist.
+    """
+    manifest_path = Path(out) / domain / "manifest.json"
+    if not manifest_path.exists():
+        raise InputError(f"There are no rows of {domain!r} under {out}: run the stage 'prepare'.")
+    manifest = jsonfile.read(manifest_path)
+    if split not in manifest["splits"]:
+        raise InputError(f"The domain {domain!r} has no split {split!r}: use 'train' or 'val'.")
+    source: Any = []
+    if manifest["splits"][split]["rows"]:
+        folder = builder.rows_folder(out, domain)
+        source = tfds.builder_from_directory(folder).as_data_source(split)
+    return Rows(source, name=f"{domain}/{split}", manifest=manifest, split=split)
+
+
+def train_batches(
+    rows: Mapping[str, Rows],
+    weights: Mapping[str, float],
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_steps: int,
+    host: int = 0,
+    n_hosts: int = 1,
+    scores: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields this host's part of the batches of the steps start_step, ..., num_steps - 1.
+
+    weights: shares of tokens by domain, in any unit (kept to better than 1 %: Grain counts in
+        hundredths of the smallest); a domain of weight 0 is left out. Within a domain every row
+        comes once an epoch, and each epoch is shuffled anew.
+    batch_size: rows of the global batch, over all hosts; host h has its h-th contiguous part.
+    scores: fields of cached scores by domain, such as scores[domain]["ref_loss"] [n_rows, S].
+
+    A batch: tokens int32 [b, S+1], valid bool [b, S]; useful bool [b, S] if every domain knows
+    it; each field of `scores` float32 [b, S].
+
+    Raises:
+        InputError: domains, sizes or hosts that do not fit together, said at once.
+    """
+    weights = {domain: weight for domain, weight in weights.items() if weight}
+    _require_mixture(rows, weights, scores)
+    if batch_size < 1 or batch_size % n_hosts or not 0 <= host < n_hosts:
+        raise InputError(
+            f"A batch of {batch_size} rows cannot be shared by {n_hosts} hosts (this is host "
+            f"{host}): make batch_size a multiple of the number of hosts."
+        )
+    if not 0 <= start_step <= num_steps:
+        raise InputError(f"start_step {start_step} must lie between 0 and {num_steps} steps.")
+    fields = [frozenset(rows[domain][0]) for domain in weights]
+    useful = all("useful" in names for names in fields)
+    examples = {
+        domain: _Examples(rows[domain], useful, (scores or {}).get(domain, {}))
+        for domain in weights
+    }
+    # Row n of the endless mixture belongs to step n // batch_size; a host's share of a step is
+    # one local batch, so its batches are every n_hosts-th of the local batches.
+    # The mixture is cut to what is needed: Grain cannot count the batches of an endless one.
+    needed = _mixture(examples, weights, seed).slice(slice(num_steps * batch_size))
+    local = needed.batch(batch_size // n_hosts)
+    mine = local.slice(slice(start_step * n_hosts + host, num_steps * n_hosts, n_hosts))
+    return iter(mine.to_iter_dataset(_AHEAD))
+
+
+def visited_rows(
+    rows: Mapping[str, Rows],
+    weights: Mapping[str, float],
+    *,
+    batch_size: int,
+    seed: int,
+    num_steps: int,
+) -> dict[str, np.ndarray]:
+    """domain -> the row numbers that `train_batches` reads in its first num_steps steps, ascending.
+
+    Raises: as `train_batches`.
+    """
+    weights = {domain: weight for domain, weight in weights.items() if weight}
+    _require_mixture(rows, weights, None)
+    numbers = {domain: _Numbers(domain, len(rows[domain])) for domain in weights}
+    mixture = _mixture(numbers, weights, seed)
+    seen = {domain: np.zeros(len(rows[domain]), bool) for domain in rows}
+    for start in range(0, num_steps * batch_size, _BLOCK):
+        for n in range(start, min(start + _BLOCK, num_steps * batch_size)):
+            domain, row = mixture[n]  # iterating over a slice would start threads
+            seen[domain][row] = True
+        if all(seen[domain].all() for domain in weights):
+            break
+    return {domain: np.flatnonzero(hit) for domain, hit in seen.items()}
+
+
+def _mixture(parts: Mapping[str, Any], weights: Mapping[str, float], seed: int) -> grain.MapDataset:
+    """The endless mixture: domains in the ratio of weights, each shuffled anew each epoch."""
+    shuffled = [
+        grain.MapDataset.source(parts[domain]).shuffle(seed=_domain_seed(seed, domain)).repeat()
+        for domain in weights
+    ]
+    return grain.MapDataset.mix(shuffled, list(weights.values()))
+
+
+def ordered_batches(
+    rows: Rows, *, batch_size: int, start_row: int = 0, stop_row: int | None = None
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields every row of [start_row, stop_row) once, in order.
+
+    A batch has the fields of `train_batches`, and row int64 [b] and bytes int64 [b]. The last one
+    is filled with rows whose valid is all False, bytes 0 and row -1.
+
+    Raises:
+        InputError: there are no rows at all, or the range does not lie among them.
+    """
+    stop = len(rows) if stop_row is None else stop_row
+    if not len(rows):
+        raise InputError(f"{rows.name} has no rows: give it more text, or a split field.")
+    if batch_size < 1 or not 0 <= start_row <= stop <= len(rows):
+        raise InputError(
+            f"Rows {start_row} to {stop} in batches of {batch_size} do not fit the "
+            f"{len(rows)} rows of {rows.name}."
+        )
+    return batches_of(rows, np.arange(start_row, stop), batch_size=batch_size)
+
+
+def batches_of(
+    rows: Rows, row_ids: np.ndarray, *, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the rows of `row_ids` once each, in that order, as `ordered_batches` does."""
+    starts = range(0, len(row_ids), batch_size)
+    batches = grain.MapDataset.source(starts).map(
+        lambda start: _batch_of(rows, row_ids[start : start + batch_size], batch_size)
+    )
+    return iter(batches.to_iter_dataset(_AHEAD))
+
+
+def _batch_of(rows: Rows, row_ids: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    read = rows.__getitems__(row_ids.tolist())
+    filler = {name: np.zeros_like(value) for name, value in read[0].items()}
+    read += [filler] * (size - len(read))
+    batch = {name: np.stack([row[name] for row in read]) for name in read[0]}
+    batch["valid"] = _valid(batch.pop("length")[:, None], rows.seq_len)
+    batch["row"] = np.pad(row_ids, (0, size - len(row_ids)), constant_values=-1)
+    return batch
+
+
+class _Numbers:
+    """(domain, row number), for Grain: which rows a mixture visits, without reading them."""
+
+    def __init__(self, domain: str, n_rows: int):
+        self._domain, self._n_rows = domain, n_rows
+
+    def __len__(self) -> int:
+        return self._n_rows
+
+    def __getitem__(self, index: int) -> tuple[str, int]:
+        return self._domain, int(index)
+
+
+class _Examples:
+    """Rows as training examples, for Grain: with `valid`, and with their cached scores."""
+
+    def __init__(self, rows: Rows, useful: bool, scores: Mapping[str, np.ndarray]):
+        self._rows, self._scores = rows, scores
+        self._useful = ("useful",) if useful else ()
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        row = self._rows[index]
+        example = {name: row[name] for name in ("tokens", *self._useful)}
+        example["valid"] = _valid(row["length"], self._rows.seq_len)
+        scores = {name: np.float32(values[index]) for name, values in self._scores.items()}
+        return example | scores
+
+
+def _valid(length: Any, seq_len: int) -> np.ndarray:
+    return np.arange(seq_len) < length
+
+
+def _domain_seed(seed: int, domain: str) -> int:
+    """Grain adds the epoch to its seed, so near seeds would share epochs: hash them apart."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:4])
+
+
+def _require_mixture(
+    rows: Mapping[str, Rows],
+    weights: Mapping[str, float],
+    scores: Mapping[str, Mapping[str, np.ndarray]] | None,
+) -> None:
+    if not weights or min(weights.values()) < 0 or not weights.keys() <= rows.keys():
+        raise InputError(
+            f"The weights {dict(weights)} must be positive, and for the domains {sorted(rows)}."
+        )
+    for domain in weights:
+        if not len(rows[domain]):
+            raise InputError(f"{rows[domain].name} has no rows: give it more text or weight 0.")
+    lengths = {rows[domain].seq_len for domain in weights}
+    if len(lengths) > 1:
+        raise InputError(f"The domains have rows of different lengths {sorted(lengths)}.")
+    if scores is None:
+        return
+    fields = {frozenset(scores.get(domain, {})) for domain in weights}
+    if len(fields) > 1:
+        raise InputError(f"Not every domain of {sorted(weights)} has the same cached scores.")
+    for domain in weights:
+        for name, values in scores[domain].items():
+            if values.shape != (len(rows[domain]), rows[domain].seq_len):
+                raise InputError(
+                    f"The cached {name} of {domain!r} has the shape {values.shape}, not that of "
+                    f"its rows, {(len(rows[domain]), rows[domain].seq_len)}: score them again."
+                )

@@ -1,0 +1,18 @@
+"""The one exception users are meant to see."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Bad input, said in one sentence: what was wrong, where, and what to do about it."""
+
+
+def require_known(what: str, name: str, known: Iterable[str]) -> None:
+    """InputError that names the nearest of `known`, unless `name` is one of them."""
+    known = tuple(known)
+    if name in known:
+        return
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(known)}."
+    raise InputError(f"{what} {name!r} is not known: {hint}")

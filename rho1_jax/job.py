@@ -1,0 +1,134 @@
+"""One training run inside a Run: the reference's or the policy's, from its newest checkpoint on."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from ml_collections import ConfigDict
+
+from rho1_jax import config as config_lib
+from rho1_jax.data import loader
+from rho1_jax.models import llama
+from rho1_jax.run import Model, Run, Scores, apply_fn, weights
+from rho1_jax.slm import step
+from rho1_jax.slm.selection import Selection
+from rho1_jax.training import checkpoint, optimizer, sharding
+from rho1_jax.training.checkpoint import Checkpoints
+from rho1_jax.training.loop import fit
+from rho1_jax.training.metrics import MetricsLog, measured_peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training: of what, on what, selecting how, and where to put it."""
+
+    name: str
+    folder: Path  # the model folder
+    log_folder: Path
+    settings: ConfigDict  # `reference` or `train` of the config
+    domains: ConfigDict  # data.clean or data.corpus
+    selection: Selection = Selection("all", 1.0)
+    live_reference: Model | None = None
+    cached: Scores | None = None
+    binding: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def train(run: Run, job: Job) -> bool:
+    """Train the initial model, resuming from the newest checkpoint in the job's folder.
+
+    False if there was nothing left to do.
+    """
+    c, t = run.config, job.settings
+    rows = run.train_rows(job.domains)
+    steps = t.steps or math.ceil(t.epochs * sum(map(len, rows.values())) / t.batch_size)
+    fingerprints = {name: r.fingerprint for name, r in rows.items()}
+    binding = {**job.binding, "rows": config_lib.digest(fingerprints)}
+    sharding.require_divisible(t.batch_size, t.accumulation, run.mesh, job.name)
+
+    learning_rate = optimizer.schedule(t.lr, t.warmup_steps, steps, t.final_lr_share)
+    tx = optimizer.adamw(learning_rate, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay, clip=t.clip)
+    with Checkpoints(job.folder, keep=c.checkpoint.keep) as checkpoints:
+        if checkpoints.latest is not None:
+            checkpoints.require_binding(binding)
+        if (checkpoints.latest or 0) >= steps:
+            say(job.name, f"finished at step {checkpoints.latest}, skipped")
+            return False
+        params, shape = run.initial_model()
+        checkpoint.write_model_file(job.folder, shape, run.tokenizer)
+        state, shardings = _start(run, job, checkpoints, params, tx)
+        del params  # the state has them; a second copy of a large model would not fit
+        first = int(state.step)
+
+        ref_params, ref_shape = job.live_reference or (None, shape)
+        train_step = functools.partial(
+            step.train_step,
+            apply=apply_fn(shape),
+            ref_apply=apply_fn(ref_shape),
+            tx=tx,
+            selection=job.selection,
+            chunk_tokens=c.loss_chunk_tokens,
+            accumulation=t.accumulation,
+        )
+        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
+        batches = loader.train_batches(
+            rows,
+            weights(job.domains),
+            batch_size=t.batch_size,
+            seed=c.seed,
+            start_step=first,
+            num_steps=steps,
+            host=jax.process_index(),
+            n_hosts=jax.process_count(),
+            scores=job.cached,
+        )
+        flops = 3.0 * llama.flops_per_token(shape, c.data.seq_len)
+        if job.live_reference:
+            flops += llama.flops_per_token(ref_shape, c.data.seq_len)
+        log = MetricsLog(
+            job.log_folder,
+            name=job.name,
+            first_step=first,
+            steps=steps,
+            learning_rate=learning_rate,
+            flops_per_token=flops,
+            peak_flops=measured_peak(c.model.dtype),
+            every=c.log_every,
+        )
+        with log:
+            fit(
+                state,
+                lambda state, batch: jitted(state, ref_params, batch, run.key),
+                map(run.put, batches),
+                steps=steps,
+                evaluate=run.heldout_fn(shape),
+                eval_every=c.eval.every,
+                checkpoints=checkpoints,
+                checkpoint_every=c.checkpoint.every,
+                binding=binding,
+                log=log,
+                stop=run.stop,
+            )
+    return True
+
+
+def _start(run, job, checkpoints, params, tx) -> tuple[step.TrainState, step.TrainState]:
+    """The state to go on from, new or restored, and its shardings."""
+    new_state = functools.partial(step.init_state, tx=tx)
+    abstract = jax.eval_shape(new_state, params)
+    shardings = sharding.state_shardings(abstract, tx, run.mesh)
+    if checkpoints.latest is None:
+        return jax.jit(new_state, out_shardings=shardings)(params), shardings
+    placed = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+    state = checkpoints.restore(placed)
+    say(job.name, f"resumes at step {int(state.step)}")
+    return state, shardings
+
+
+def say(stage: str, message: str) -> None:
+    """One line about a stage."""
+    print(f"{stage}: {message}", flush=True)

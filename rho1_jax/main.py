@@ -1,0 +1,183 @@
+"""The way in: python -m rho1_jax.main --config=configs/math.py[:variant] [--workdir=DIR]
+
+Runs prepare -> reference -> score -> train -> evaluate -> report in DIR (default runs/NAME). What
+DIR already holds is not done again, so the same command always resumes. `--stages=score,train` runs
+some of them; `--config.a.b=value` overrides a key of the config.
+"""
+
+import datetime
+import errno
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from rho1_jax import config as config_lib
+from rho1_jax import jsonfile
+from rho1_jax.errors import InputError, require_known
+from rho1_jax.run import Run
+from rho1_jax.stages import STAGES
+from rho1_jax.training import sharding
+from rho1_jax.training.interruption import Interrupted, StopSignal
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the command line asks for, return the exit status. Bad input is one sentence."""
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
+    try:
+        run(*parse(argv))
+    except InputError as error:
+        return _fail(str(error), 2)
+    except Interrupted as stopped:
+        again = shlex.join(["python", "-m", "rho1_jax.main", *argv[1:]])
+        saved = f": {stopped.saved}" if stopped.saved else ""
+        return _fail(f"Interrupted{saved}. Resume with\n  {again}", 128 + stopped.signum)
+    except Exception as error:
+        if not _is_disk_full(error):
+            raise
+        return _fail(
+            "The disk is full: make room, and the same command resumes from what is already saved.",
+            2,
+        )
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, tuple[str, ...]]:
+    """Config (locked), folder and stages of a command line; InputError if it makes no sense."""
+    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
+    plain = [a for a in argv if not a.startswith("--config.")]
+    config_lib.require_known_keys(_flags(plain).config, overrides)
+    found = _flags(argv)
+    stages = tuple(found.stages.split(",")) if found.stages else tuple(STAGES)
+    for stage in stages:
+        require_known("--stages: stage", stage, STAGES)
+    folder = Path(found.workdir or Path("runs") / found.config.name)
+    return found.config, folder, stages
+
+
+def run(config: ConfigDict, folder: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
+    """Run `stages` of `config` in `folder`. InputError for bad input, Interrupted when stopped."""
+    config_lib.validate(config)
+    if jax.process_count() > 1:
+        raise InputError(f"There are {jax.process_count()} processes: so far a run has only one.")
+    mesh = sharding.make_mesh(**config.mesh)
+    sharding.require_divisible(config.score.batch_size, 1, mesh, "score")
+    _claim(folder, config)
+    _write_environment(folder)
+    # Set JAX_COMPILATION_CACHE_DIR to share compiled programs between runs.
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
+    with StopSignal().installed() as stop, jax.set_mesh(mesh):
+        this = Run(config, folder, mesh, stop)
+        for name in (name for name in STAGES if name in stages):
+            STAGES[name](this)
+            if stop.signum is not None:
+                raise Interrupted(stop.signum, f"{name} is finished")
+
+
+def _flags(argv: Sequence[str]) -> flags.FlagValues:
+    found = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", None, "", flag_values=found, sys_argv=list(argv))
+    flags.DEFINE_string("workdir", "", "", flag_values=found)
+    flags.DEFINE_string("stages", "", "", flag_values=found)
+    sys.modules.pop("config_config", None)  # or a file without get_config would inherit one
+    try:
+        rest = found(list(argv))[1:]
+        config = found.config
+        if config is not None:
+            config.lock()
+    except Exception as error:  # a config is a program: anything can go wrong in it
+        raise InputError(_why_not(argv, error)) from error
+    if rest:
+        raise InputError(f"{rest[0]} is not understood: options look like --name=value.")
+    if config is None:
+        raise InputError("--config is missing: try --config=configs/math.py.")
+    return found
+
+
+def _why_not(argv: Sequence[str], error: Exception) -> str:
+    """One sentence for what went wrong with the flags or in the config file."""
+    named = next((a for a in argv if a.startswith("--config=")), "--config")
+    if isinstance(error, OSError) or "FileNotFoundError" in str(error):
+        return f"{named} cannot be read: give a Python file such as configs/math.py."
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    if not isinstance(error, flags.Error):
+        return f"{named} is not a config: {type(error).__name__}: {lines[0]}"
+    if "config file" not in lines[0]:
+        return f"{lines[0]} (see python -m rho1_jax.main --help)."
+    # The rest is the traceback of the config file, as text; its last line says what was raised.
+    kind, _, said = lines[-1].partition(": ")
+    return said if kind.endswith("InputError") else f"{named} is not a config: {lines[-1]}"
+
+
+def _claim(folder: Path, config: ConfigDict) -> None:
+    """Make `folder` this config's, or check that it is. Some keys may change (FREE_KEYS)."""
+    path = folder / "config.json"
+    wanted = config_lib.bound_part(config)
+    if path.exists():
+        there = {k: v for k, v in jsonfile.read(path).items() if k in wanted}
+        difference = config_lib.first_difference(there, wanted)
+        if difference:
+            raise InputError(
+                f"{folder} holds a run of another config: {difference} differ there and here; "
+                "use another --workdir, or the config it was started with."
+            )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        jsonfile.write(path, json.loads(config.to_json_best_effort()))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        raise InputError(
+            f"{folder} cannot be written ({error.strerror}): choose another --workdir."
+        ) from error
+
+
+def _write_environment(folder: Path) -> None:
+    """Where the run began; a later start elsewhere (to look at the report, say) changes nothing."""
+    path = folder / "environment.json"
+    if path.exists():
+        return
+    environment = {
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": os.cpu_count(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+    }
+    jsonfile.write(path, environment)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    return any(
+        getattr(e, "errno", None) == errno.ENOSPC or "No space left on device" in str(e)
+        for e in _chain(error)
+    )
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _fail(message: str, status: int) -> int:
+    print(message, file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

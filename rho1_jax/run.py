@@ -1,0 +1,183 @@
+"""A run: its config, its folder, its devices, and what its folder already holds.
+
+The stages (stages.py) ask a Run for the tokenizer, the rows, the models and the scores; where each
+of them lies in the folder is known here.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from rho1_jax import config as config_lib
+from rho1_jax.data import corpora, loader, ref_scores
+from rho1_jax.errors import InputError
+from rho1_jax.evaluation.heldout import heldout_losses
+from rho1_jax.models import llama, presets, tokenizer
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.models.tokenizer import Tokenizer
+from rho1_jax.slm import losses, step
+from rho1_jax.training import checkpoint, sharding
+from rho1_jax.training.interruption import StopSignal
+from rho1_jax.training.loop import Evaluate
+
+TOKENIZER_SAMPLE = 8_000_000  # characters of each domain that a new tokenizer is trained on
+
+Model = tuple[Any, LlamaConfig]  # parameters and shape
+Scores = dict[str, dict[str, np.ndarray]]  # domain -> {"ref_loss": [rows, S], ...}
+
+
+class Run:
+    """What every stage is given. Paths: data/, reference/, scores/, checkpoints/ in `folder`."""
+
+    def __init__(self, config: ConfigDict, folder: Path, mesh: Mesh, stop: StopSignal):
+        self.config, self.folder, self.mesh, self.stop = config, folder, mesh, stop
+        self.selection = config_lib.selection(config, sharding.n_batch_shards(mesh))
+        self.key = jax.random.key(config.seed)
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer: the one in its folder, else loaded or trained and put there."""
+        folder, c = self.folder / "data", self.config
+        if any(folder.glob("tokenizer.*")):
+            return tokenizer.load(folder)
+        if c.tokenizer.source == "train":
+            tok = tokenizer.train(self._texts(), c.tokenizer.vocab_size)
+        else:
+            named = c.model.init if c.tokenizer.source == "init" else c.tokenizer.source
+            tok = tokenizer.load(checkpoint.locate(named))
+        folder.mkdir(parents=True, exist_ok=True)
+        tok.save(folder)
+        return tok
+
+    def sources(self) -> dict[str, corpora.Source]:
+        """Every domain of the corpus and the clean text."""
+        corpus = config_lib.sources(self.config.data.corpus)
+        clean = config_lib.sources(self.config.data.clean)
+        for name in corpus.keys() & clean.keys():
+            if corpus[name] != dataclasses.replace(clean[name], weight=corpus[name].weight):
+                raise InputError(
+                    f"data.corpus.{name} and data.clean.{name} name different sources: "
+                    "give one of them another name."
+                )
+        return corpus | clean
+
+    def train_rows(self, domains: ConfigDict) -> dict[str, loader.Rows]:
+        return {name: loader.open_rows(self.folder / "data", name, "train") for name in domains}
+
+    def heldout_rows(self) -> dict[str, loader.Rows]:
+        """The validation rows of every domain that has any."""
+        found = {n: loader.open_rows(self.folder / "data", n, "val") for n in self.sources()}
+        return {name: rows for name, rows in found.items() if len(rows)}
+
+    def visited_rows(self) -> dict[str, np.ndarray]:
+        """domain -> the corpus rows that training will read, ascending."""
+        c = self.config
+        return loader.visited_rows(
+            self.train_rows(c.data.corpus),
+            weights(c.data.corpus),
+            batch_size=c.train.batch_size,
+            seed=c.seed,
+            num_steps=c.train.steps,
+        )
+
+    def put(self, batch: Mapping[str, np.ndarray]) -> step.Batch:
+        """A host batch on the devices."""
+        return sharding.batch_to_devices(batch, self.mesh)
+
+    def initial_model(self) -> Model:
+        """What reference and policy both start from: model.init, or weights from the seed."""
+        m = self.config.model
+        changes = {"dtype": m.dtype, "remat": m.remat, "batch_axes": sharding.BATCH_AXES}
+        if m.init:
+            params, shape, tok = checkpoint.load_model(m.init, self.mesh)
+            tokenizer.require_same(self.tokenizer, tok)
+            return params, dataclasses.replace(shape, **changes)
+        shape = presets.get(m.preset, vocab_size=self.tokenizer.vocab_size, **changes)
+        init = functools.partial(llama.init, shape)
+        shardings = sharding.parameter_shardings(jax.eval_shape(init, self.key), self.mesh)
+        return jax.jit(init, out_shardings=shardings)(self.key), shape
+
+    def policy(self) -> Model:
+        """The trained policy."""
+        return self._load("checkpoints", "float32")
+
+    def reference(self) -> Model:
+        """The reference model, parameters in model.ref_dtype."""
+        return self._load("reference", self.config.model.ref_dtype)
+
+    @property
+    def score_fields(self) -> tuple[str, ...]:
+        """What is scored and cached for each row."""
+        entropy = self.selection.needs_ref_entropy or self.config.score.entropy
+        return ("ref_loss", "ref_entropy") if entropy else ("ref_loss",)
+
+    def score_binding(self, ref_params: Any, rows: loader.Rows) -> dict[str, str]:
+        """What cached scores of `rows` belong to."""
+        return {"reference": checkpoint.fingerprint(ref_params), "rows": rows.fingerprint}
+
+    def cached_scores(self, ref_params: Any) -> Scores:
+        """The finished scores of all rows that training will read; InputError if any is missing."""
+        visited, rows = self.visited_rows(), self.train_rows(self.config.data.corpus)
+        return {
+            name: ref_scores.open_scores(
+                self.folder / "scores" / name,
+                fields=self.score_fields,
+                row_ids=visited[name],
+                binding=self.score_binding(ref_params, rows[name]),
+            )
+            for name in rows
+        }
+
+    def heldout_fn(self, shape: LlamaConfig) -> Evaluate:
+        """parameters -> held-out losses per domain (evaluation/heldout.py)."""
+        c = self.config
+        eval_fn = jax.jit(
+            functools.partial(
+                step.eval_step, apply=apply_fn(shape), chunk_tokens=c.loss_chunk_tokens
+            )
+        )
+        return functools.partial(
+            heldout_losses,
+            eval_fn,
+            domains=self.heldout_rows(),
+            max_rows=c.eval.rows,
+            batch_size=c.score.batch_size,
+            put=self.put,
+        )
+
+    def _load(self, name: str, dtype: str) -> Model:
+        folder = self.folder / name
+        if not (folder / checkpoint.MODEL_FILE).exists():
+            raise InputError(f"{folder} holds no model yet: run the stage that trains it first.")
+        params, shape, _ = checkpoint.load_model(folder, self.mesh)
+        m = self.config.model
+        computed_in = m.dtype if name == "checkpoints" else m.ref_dtype
+        changes = {"dtype": computed_in, "remat": m.remat, "batch_axes": sharding.BATCH_AXES}
+        params = jax.tree.map(lambda x: x.astype(dtype), params)
+        return params, dataclasses.replace(shape, **changes)
+
+    def _texts(self) -> Iterator[str]:
+        """Training text of every domain in turn, TOKENIZER_SAMPLE characters of each."""
+        for source in self.sources().values():
+            left = TOKENIZER_SAMPLE
+            for document in corpora.documents(source, "train", root=self.config.data.root):
+                yield document.text[:left]
+                left -= len(document.text)
+                if left <= 0:
+                    break
+
+
+def apply_fn(shape: LlamaConfig) -> losses.Apply:
+    """The model as the method sees it: a function of parameters and tokens."""
+    return functools.partial(llama.apply, config=shape)
+
+
+def weights(domains: ConfigDict) -> dict[str, float]:
+    return {name: source.weight for name, source in domains.items()}

@@ -1,0 +1,1 @@
+"""The method: pure functions on arrays. Start reading at step.py."""

@@ -1,0 +1,78 @@
+"""Token losses from hidden states, never holding the logits of a whole batch; masked sums."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Any
+# Parameters and inputs [B, S] -> hidden states [B, S, D] and the head matrix [V, D].
+Apply = Callable[[Params, Int[Array, "B S"]], tuple[Float[Array, "B S D"], Float[Array, "V D"]]]
+
+
+def next_token_losses(
+    apply: Apply,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    *,
+    chunk_tokens: int,
+    entropy: bool = False,
+) -> tuple[Float[Array, "B S"], Float[Array, "B S"] | None]:
+    """Loss (and, if asked, predictive entropy) in nats of each target of rows [B, T = S+1]."""
+    hidden, head = apply(params, tokens[:, :-1])
+    return token_losses(hidden, head, tokens[:, 1:], chunk_tokens=chunk_tokens, entropy=entropy)
+
+
+def token_losses(
+    hidden: Float[Array, "B S D"],
+    head: Float[Array, "V D"],
+    targets: Int[Array, "B S"],
+    *,
+    chunk_tokens: int,
+    entropy: bool = False,
+) -> tuple[Float[Array, "B S"], Float[Array, "B S"] | None]:
+    """-log p(target) and, if asked, the entropy of p: float32, nats, [B, S].
+
+    At most about `chunk_tokens` x V logits exist at once; more tokens are done in chunks whose
+    logits are recomputed in the backward pass. Chunks are cut along the sequence, so each one still
+    spans all rows and with them all devices.
+    """
+    b, s, d = hidden.shape
+    n_chunks = -(-s // max(1, chunk_tokens // b))
+    if n_chunks == 1:
+        return _dense(hidden, head, targets, entropy)
+
+    width = -(-s // n_chunks)
+    pad = n_chunks * width - s
+    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, n_chunks, width, d)
+    targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, n_chunks, width)
+
+    @jax.checkpoint
+    def chunk(hidden, targets):
+        return _dense(hidden, head, targets, entropy)
+
+    # The head is closed over: as a carry of the scan it would be saved once per chunk.
+    xs = hidden.swapaxes(0, 1), targets.swapaxes(0, 1)
+    _, out = jax.lax.scan(lambda _, x: (None, chunk(*x)), None, xs)
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, -1)[:, :s], out)
+
+
+def masked_sum(x: Float[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, ""]:
+    """Sum of x where mask is True; what is masked out may be anything, even NaN."""
+    return jnp.sum(x, where=mask)
+
+
+def _dense(hidden, head, targets, entropy):
+    b, w, d = hidden.shape
+    logits = jnp.einsum(
+        "nd,vd->nv", hidden.reshape(-1, d), head, preferred_element_type=jnp.float32
+    )
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    at_target = jnp.take_along_axis(logits, targets.reshape(-1, 1), axis=-1)[:, 0]
+    loss = (log_z - at_target).reshape(b, w)
+    if not entropy:
+        return loss, None
+    mean_logit = jnp.sum(jnp.exp(logits - log_z[:, None]) * logits, axis=-1)
+    return loss, (log_z - mean_logit).reshape(b, w)

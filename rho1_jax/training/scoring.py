@@ -1,0 +1,66 @@
+"""Offline scoring: the reference's loss (and entropy) of packed rows, one forward pass each."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rho1_jax.data.ref_scores import ScoreWriter
+from rho1_jax.slm import losses
+from rho1_jax.slm.losses import Apply
+from rho1_jax.slm.step import Batch
+from rho1_jax.training.interruption import Interrupted, StopSignal
+
+FLUSH_EVERY = 50  # batches between two points a killed run can resume from
+
+
+def score_step(
+    params: Any, batch: Batch, *, apply: Apply, chunk_tokens: int, entropy: bool
+) -> dict[str, jax.Array]:
+    """{"ref_loss": [B, S]} and, if asked, "ref_entropy": the reference's view of a batch, in
+    nats."""
+    loss, h = losses.next_token_losses(
+        apply, params, batch.tokens, chunk_tokens=chunk_tokens, entropy=entropy
+    )
+    return {"ref_loss": loss} if h is None else {"ref_loss": loss, "ref_entropy": h}
+
+
+def score_rows(
+    score_fn: Callable[[Batch], Mapping[str, jax.Array]],
+    batches: Iterable[dict[str, np.ndarray]],
+    writer: ScoreWriter,
+    *,
+    put: Callable[[dict[str, np.ndarray]], Batch],
+    n_rows: int,
+    label: str,
+    stop: StopSignal,
+) -> None:
+    """Score `batches` (with their "row" numbers) into `writer`, the device a batch ahead of the
+    disk.
+
+    Raises Interrupted, with everything scored so far on disk, when `stop` is set.
+    """
+    pending = None
+    with stop.defer(), tqdm(total=n_rows, desc=label, unit="row", mininterval=1.0) as bar:
+        for i, batch in enumerate(batches):
+            scored = score_fn(put(batch))
+            if pending is not None:
+                bar.update(_write(writer, *pending))
+            pending = (batch["row"], scored)
+            if i % FLUSH_EVERY == FLUSH_EVERY - 1:
+                writer.flush()
+            if stop.signum is not None:
+                break
+        if pending is not None:
+            bar.update(_write(writer, *pending))
+        writer.flush()
+    if stop.signum is not None:
+        raise Interrupted(stop.signum, f"{label}: saved what was scored")
+
+
+def _write(writer: ScoreWriter, rows: np.ndarray, scored: Mapping[str, jax.Array]) -> int:
+    real = rows >= 0  # the last batch is filled up with row -1
+    writer.write(rows[real], {name: np.asarray(x)[real] for name, x in scored.items()})
+    return int(real.sum())

@@ -1,0 +1,16 @@
+"""Eight simulated devices and checked shapes: both must be set before anything imports jax."""
+
+import os
+import tempfile
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Tests and their subprocesses compile the same small programs over and over.
+_compiled = tempfile.TemporaryDirectory(prefix="compiled-")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# Every jaxtyping annotation of the package is checked at run time while the tests run.
+install_import_hook("rho1_jax", "beartype.beartype")

@@ -1,0 +1,317 @@
+"""Every kind of source; what is broken is counted; what cannot be read is said in a sentence."""
+
+import gzip
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from rho1_jax.data import corpora
+from rho1_jax.data.corpora import Source
+from rho1_jax.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+
+
+def read(source, root, counts=None):
+    return [(s, d.text) for s, d in corpora.split_documents(source, root=root, counts=counts)]
+
+
+def texts(source, root, counts=None):
+    return [text for _, text in read(source, root, counts)]
+
+
+def zstd(data):
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+def write_lines(path, *records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def write_parquet(path, texts):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": [0] * len(texts)}), path)
+
+
+def test_every_file_type_and_glob(tmp_path):
+    line = '{"text": "%s"}\n'
+    (tmp_path / "a.jsonl").write_text(line % "plain" + "\n" + line % "second")
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress((line % "gzip").encode()))
+    frames = [zstd((line % name).encode()) for name in ("zstd", "zstd 2")]
+    (tmp_path / "c.jsonl.zst").write_bytes(b"".join(frames))
+    write_parquet(tmp_path / "deep" / "d.parquet", ["parquet", None])
+    (tmp_path / "e.txt").write_text("text\n\nfile")
+    counts = Counter()
+    assert texts(Source("files:*.jsonl*, **/*.parquet,e.txt"), tmp_path, counts) == (
+        ["plain", "second", "gzip", "zstd", "zstd 2", "parquet", "text\n\nfile"]
+    )
+    assert counts["missing"] == 1  # the null of the parquet file
+    assert counts["documents"] == 7
+    assert texts(Source(f"files:{tmp_path}/a.jsonl"), "/nowhere") == ["plain", "second"]
+    assert texts(Source("files:a.jsonl,*.jsonl"), tmp_path) == ["plain", "second"]  # once
+
+
+def test_templates_join_fields(tmp_path):
+    write_lines(tmp_path / "a.jsonl", {"q": "2+2?", "a": 4}, {"q": "no answer"})
+    counts = Counter()
+    assert texts(Source("files:a.jsonl", text="{q}\n{a}"), tmp_path, counts) == ["2+2?\n4"]
+    assert counts["missing"] == 1
+
+
+def test_what_is_broken_is_counted_and_never_fatal(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "_LINE", 400)
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": "cut',
+        b'["text"]',
+        b'{"other": "field"}',
+        b'{"text": null}',
+        b'{"text": " \\n"}',
+        b'{"text": "caf\xff"}',
+        b'{"text": "half \\ud83d pair"}',
+        b'{"text": "whole \\ud83d\\ude00 pair"}',
+        b'{"text": "' + b"long" * 300 + b'"}',
+        b'{"text": "last"}',
+    ]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    counts = Counter()
+    assert texts(Source("files:a.jsonl"), tmp_path, counts) == (
+        ["good", "caf\ufffd", "half \ufffd pair", "whole \U0001f600 pair", "last"]
+    )
+    assert counts == {
+        "documents": 5,
+        "characters": 4 + 4 + 11 + 12 + 4,
+        "malformed": 3,
+        "missing": 2,
+        "empty": 1,
+        "invalid": 2,
+    }
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_giant_documents_are_cut_at_borders(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(corpora, "GIANT", 100)
+    text = "\n\n".join(f"paragraph {i} " + "é" * (i % 30) for i in range(40)) + "x" * 150
+    if name == "a.txt":
+        (tmp_path / name).write_text(text)
+    else:
+        write_lines(tmp_path / name, {"text": text}, {"text": "small"})
+    counts = Counter()
+    pieces = [t for t in texts(Source(f"files:{name}"), tmp_path, counts) if t != "small"]
+    assert "".join(pieces) == text
+    assert max(map(len, pieces)) <= 100
+    assert all(piece.endswith("\n\n") for piece in pieces[:-3])  # only the x's have no border
+    assert counts["giant"] == 1
+    assert counts["invalid"] == 0
+
+
+def test_invalid_bytes_of_a_text_file_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 and a real \xef\xbf\xbd")
+    (tmp_path / "b.txt").write_bytes(b"a real \xef\xbf\xbd")
+    counts = Counter()
+    assert texts(Source("files:*.txt"), tmp_path, counts) == (
+        ["caf\ufffd and a real \ufffd", "a real \ufffd"]
+    )
+    assert counts["invalid"] == 1
+
+
+def test_split_field_and_hash_rule(tmp_path):
+    names = ["train", "val", "Valid", "validation", "test", "dev", None, 3]
+    write_lines(tmp_path / "a.jsonl", *({"text": str(n), "split": n} for n in names))
+    splits = [s for s, _ in read(Source("files:a.jsonl", split_field="split"), tmp_path)]
+    assert splits == ["train", "val", "val", "val", "val", "train", "train", "train"]
+
+    write_lines(tmp_path / "b.jsonl", *({"text": f"document {i}"} for i in range(5000)))
+    pairs = read(Source("files:b.jsonl"), tmp_path)
+    val = {text for split, text in pairs if split == "val"}
+    assert 25 <= len(val) <= 80  # 1 % of 5000, give or take four deviations
+    write_lines(tmp_path / "b.jsonl", *({"text": f"document {i}"} for i in reversed(range(5000))))
+    source = Source("files:b.jsonl")
+    assert {d.text for d in corpora.documents(source, "val", root=tmp_path)} == val
+    train = {d.text for d in corpora.documents(source, "train", root=tmp_path)}
+    assert train | val == {text for _, text in pairs}
+    assert not train & val
+
+
+def test_tfds_by_name_without_tensorflow(tmp_path):
+    import tensorflow_datasets as tfds
+
+    class TinyTexts(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"body": tfds.features.Text()})
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager):  # noqa: ARG002
+            return {name: self._generate_examples(name) for name in ("train", "validation")}
+
+        def _generate_examples(self, split):
+            for i in range(3):
+                yield i, {"body": f"{split} {i} é"}
+
+    TinyTexts(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    tfds.core.add_data_dir(tmp_path)
+    source = Source("tfds:tiny_texts", text="body")
+    assert read(source, tmp_path) == (
+        [("train", f"train {i} é") for i in range(3)]
+        + [("val", f"validation {i} é") for i in range(3)]
+    )
+    names = [path.name for path, _ in corpora.source_files(source, tmp_path)]
+    assert any(name.startswith("tiny_texts-train.array_record") for name in names)
+    assert "tensorflow" not in sys.modules
+
+    TinyTexts(data_dir=tmp_path, file_format="array_record")
+    with pytest.raises(InputError, match="TFDS cannot open 'no_such_set'"):
+        texts(Source("tfds:no_such_set"), tmp_path)
+
+
+SHA = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The three things that are asked of a hub: a revision, its files, a file."""
+
+    folder: Path
+
+    def do_GET(self):  # noqa: N802
+        path = self.path.partition("?")[0]
+        if path.startswith("/api/datasets/some/set/revision/"):
+            return self.answer(json.dumps({"id": "some/set", "sha": SHA, "siblings": []}).encode())
+        if path.startswith("/api/datasets/some/set/tree/"):
+            files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
+            listing = [
+                {
+                    "type": "file",
+                    "path": str(f.relative_to(self.folder)),
+                    "size": f.stat().st_size,
+                    "oid": f.name,
+                }
+                for f in files
+            ]
+            return self.answer(json.dumps(listing).encode())
+        if path.startswith(f"/datasets/some/set/resolve/{SHA}/"):
+            return self.answer((self.folder / path.split("/", 6)[-1]).read_bytes())
+        return self.send_error(404)
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def answer(self, body):
+        self.send_response(200)
+        self.send_header("ETag", f'"{len(body)}-{hash(body) % 10**9}"')
+        self.send_header("X-Repo-Commit", SHA)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+HUB_SCRIPT = """
+import sys
+from rho1_jax.data import corpora
+for spec in sys.argv[1:]:
+    for split, document in corpora.split_documents(corpora.Source(spec)):
+        print(split, document.text)
+"""
+
+
+def hub_run(cache, *specs, **environment):
+    result = subprocess.run(
+        [sys.executable, "-c", HUB_SCRIPT, *specs],
+        env=os.environ | {"HF_HOME": str(cache)} | environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.splitlines(), result.stderr
+
+
+def test_hub_dataset_online_and_offline(tmp_path):
+    folder = tmp_path / "repo"
+    write_parquet(folder / "data" / "train-00000-of-00001.parquet", ["one", "two"])
+    write_parquet(folder / "data" / "test-00000-of-00001.parquet", ["three"])
+    write_parquet(folder / "other" / "part.parquet", ["four"])
+    (folder / "README.md").write_text("not text of the corpus")
+    handler = type("HubOfTest", (Hub,), {"folder": folder})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    cache = tmp_path / "cache"
+    try:
+        lines, _ = hub_run(
+            cache,
+            "hf:some/set/data@main",
+            "hf:some/set/other",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert lines[:3] == ["val three", "train one", "train two"]
+    assert lines[3].endswith(" four")
+
+    offline = {"HF_HUB_OFFLINE": "1"}
+    assert hub_run(cache, "hf:some/set/data", **offline)[0] == lines[:3]
+    lines, error = hub_run(cache, "hf:some/other", **offline)
+    assert not lines
+    assert re.search("InputError: The hub dataset 'some/other' cannot be fetched", error)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("files:absent*.jsonl", "No file matches 'absent\\*.jsonl' under"),
+        ("files:", "No file matches ''"),
+        ("files:a.csv", "a.csv has none of the known types"),
+        ("ftp:a.jsonl", "'ftp:a.jsonl' begins with none of files:"),
+        ("builtin:nothing", "no embedded corpus 'nothing'"),
+        ("files:empty.jsonl", "has no usable text .1 records malformed, 0 without 'text', 1 empty"),
+        ("files:other.jsonl", "has no text 'text': its fields are title, body"),
+        ("files:other.parquet", "other.parquet has no column 'text', only title"),
+        ("files:cut.jsonl.gz", "cut.jsonl.gz cannot be read .*damaged or cut short"),
+        ("files:cut.jsonl.zst", "cut.jsonl.zst cannot be read .*damaged or cut short"),
+        ("files:cut.parquet", "cut.parquet cannot be read .*damaged or cut short"),
+    ],
+)
+def test_what_cannot_be_read_is_said(tmp_path, spec, message):
+    (tmp_path / "a.csv").write_text("text\nhello")
+    (tmp_path / "empty.jsonl").write_text('{"text": " "}\nnonsense\n')
+    write_lines(tmp_path / "other.jsonl", *[{"title": "t", "body": "b"}] * 3)
+    table = pyarrow.table({"title": ["t"]})
+    pyarrow.parquet.write_table(table, tmp_path / "other.parquet")
+    lines = "".join(json.dumps({"text": os.urandom(40).hex()}) + "\n" for _ in range(99)).encode()
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(lines)[:2000])
+    (tmp_path / "cut.jsonl.zst").write_bytes(zstd(lines)[:2000])
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(InputError, match=message) as error:
+        texts(Source(spec), tmp_path)
+    assert str(error.value).count("\n") == 0
+
+
+def test_an_absent_field_is_said_before_the_corpus_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "_PATIENCE", 5)
+    write_lines(tmp_path / "a.jsonl", *[{"body": "b"}] * 6, {"text": "too late"})
+    with pytest.raises(InputError, match="'files:a.jsonl' has no text 'text': its fields are body"):
+        texts(Source("files:a.jsonl"), tmp_path)
+    write_lines(tmp_path / "a.jsonl", {"text": "first"}, *[{"body": "b"}] * 9, {"text": "last"})
+    assert texts(Source("files:a.jsonl"), tmp_path) == ["first", "last"]
+
+
+@pytest.mark.parametrize("text", ["{a", "{}", "{a.b}", "{a[0]}"])
+def test_malformed_templates(tmp_path, text):
+    write_lines(tmp_path / "a.jsonl", {"a": "b"})
+    with pytest.raises(InputError, match="must be a field, or a template"):
+        texts(Source("files:a.jsonl", text=text), tmp_path)

@@ -1,0 +1,52 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rho1_jax.models.attention import causal_attention
+
+
+def reference(q, k, v, window):
+    local = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(q, k, v, is_causal=True, local_window_size=local)
+
+
+# Within one block of queries, and over several; windows within a block, and over more than one.
+@pytest.mark.parametrize(
+    ("seq_len", "window"), [(5, 3), (300, None), (300, 1), (300, 7), (300, 200)]
+)
+def test_equals_jax_nn_in_value_and_gradient(seq_len, window):
+    keys = jax.random.split(jax.random.key(0), 4)
+    q, k, v, weight = (
+        jax.random.normal(key, (2, seq_len, heads, 8))
+        for key, heads in zip(keys, (6, 2, 2, 6), strict=True)
+    )
+
+    def value_and_grad(attention):
+        def loss(q, k, v):
+            out = attention(q, k, v, window=window)
+            return (out * weight).sum(), out
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
+
+    (_, ours), our_grads = value_and_grad(causal_attention)
+    (_, theirs), their_grads = value_and_grad(reference)
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    for a, b in zip(our_grads, their_grads, strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-5)
+
+
+def test_large_scores_do_not_overflow():
+    q = jnp.full((1, 4, 1, 2), 1e3)
+    v = jnp.arange(8.0).reshape(1, 4, 1, 2)
+    np.testing.assert_allclose(causal_attention(q, q, v)[0, 3, 0], [3.0, 4.0], rtol=1e-6)
+
+
+def test_bfloat16_scores_and_softmax_are_float32():
+    q, k, v = jax.random.normal(jax.random.key(1), (3, 1, 200, 2, 16), jnp.bfloat16)
+    q *= 8  # scores of about 8: eight bits of them would leave their weights 3 % off
+    attention = jax.jit(causal_attention)
+    exact = attention(*(x.astype(jnp.float32) for x in (q, k, v)))
+    rounded = attention(q, k, v)
+    assert rounded.dtype == jnp.bfloat16
+    np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=0.016)

@@ -1,0 +1,50 @@
+"""Scores against hand numbers: the sign of each is the method."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rho1_jax.slm import scores
+from rho1_jax.slm.scores import Signals
+
+LOSS = jnp.array([[1.0, 4.0, 2.0]])
+REF = jnp.array([[0.5, 1.0, 3.0]])
+ENTROPY = jnp.array([[0.1, 2.0, 1.0]])
+SIGNALS = Signals(LOSS, jnp.ones((1, 3), bool), REF, ENTROPY, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("excess", [0.5, 3.0, -1.0]),
+        ("loss", [1.0, 4.0, 2.0]),
+        ("reference", [-0.5, -1.0, -3.0]),
+        ("entropy", [-0.1, -2.0, -1.0]),
+        ("inverse", [-0.5, -3.0, 1.0]),
+    ],
+)
+def test_hand_numbers(name, expected):
+    np.testing.assert_allclose(scores.SCORES[name](SIGNALS)[0], expected, rtol=1e-6)
+
+
+def test_random_depends_on_the_key_alone():
+    first, again = scores.random(SIGNALS), scores.random(SIGNALS._replace(loss=REF))
+    other = scores.random(SIGNALS._replace(key=jax.random.key(1)))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).all()
+
+
+def test_combined_adds_standardised_scores():
+    def z(x):
+        return (x - x.mean()) / x.std()
+
+    got = scores.combined(SIGNALS, {"excess": 1.0, "entropy": 0.5})
+    expected = z(np.array([0.5, 3.0, -1.0])) + 0.5 * z(-np.asarray(ENTROPY[0]))
+    np.testing.assert_allclose(got[0], expected, rtol=1e-5)
+
+
+def test_standardised_ignores_padding():
+    valid = jnp.array([[True, True, False]])
+    got = scores.standardised(jnp.array([[1.0, 3.0, 1e6]]), valid)
+    np.testing.assert_allclose(got[0, :2], [-1.0, 1.0], rtol=1e-5)

@@ -1,0 +1,125 @@
+"""Selection against a numpy oracle: exact count, ties to the earlier position, padding never."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from rho1_jax.errors import InputError
+from rho1_jax.slm.scores import Signals
+from rho1_jax.slm.selection import Selection, select, top_k_mask
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, np.inf, -np.inf, np.nan, 1e-40]
+
+
+def oracle(score, valid, ratio):
+    """A stable sort: the k best, the earlier first among equals."""
+    k = int(np.round(np.float32(ratio) * np.float32(valid.sum())))
+    score = np.where(np.isnan(score), -np.inf, score) + 0.0
+    order = sorted(np.flatnonzero(valid), key=lambda i: (-score[i], i))
+    mask = np.zeros(len(score), bool)
+    mask[order[:k]] = True
+    return mask
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_top_k_matches_the_oracle(data):
+    n = 24  # one shape, one compilation
+    values = st.one_of(st.sampled_from(SPECIAL), st.floats(-3, 3, width=32))
+    score = np.array(data.draw(st.lists(values, min_size=n, max_size=n)), np.float32)
+    score = np.where(np.abs(score) < 1e-37, 0.0, score).astype(np.float32)  # XLA flushes denormals
+    valid = np.array(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    ratio = data.draw(st.floats(0.01, 1.0))
+    got = np.asarray(jax.jit(top_k_mask)(score, valid, ratio))
+    np.testing.assert_array_equal(got, oracle(score, valid, ratio))
+
+
+def test_all_equal_scores_keep_the_first():
+    mask = top_k_mask(jnp.zeros(10), jnp.ones(10, bool), 0.3)
+    np.testing.assert_array_equal(mask, np.arange(10) < 3)
+
+
+def test_same_set_as_lax_top_k_on_many_tokens():
+    score = jax.random.normal(jax.random.key(0), (100_000,))
+    mask = top_k_mask(score, jnp.ones(score.shape, bool), 0.6)
+    _, indices = jax.lax.top_k(score, 60_000)
+    assert mask.sum() == 60_000
+    assert mask[indices].all()
+
+
+def test_nothing_valid_keeps_nothing():
+    assert not top_k_mask(jnp.ones(5), jnp.zeros(5, bool), 1.0).any()
+
+
+def signals(loss, **kwargs):
+    loss = jnp.asarray(loss, jnp.float32)
+    return Signals(loss, jnp.ones(loss.shape, bool), key=jax.random.key(0), **kwargs)
+
+
+def test_scopes_are_different_methods():
+    # Row 0 holds the four highest losses of the batch.
+    s = signals([[8, 7, 6, 5], [4, 3, 2, 1], [4, 3, 2, 1], [0, 0, 0, 9]])
+    counts = {
+        scope: np.asarray(select(Selection("loss", 0.25, scope, n_shards=2), s)).sum(1).tolist()
+        for scope in ("batch", "microbatch", "shard", "sequence")
+    }
+    assert counts["batch"] == [3, 0, 0, 1]
+    assert counts["microbatch"] == counts["batch"]  # one microbatch here; see test_step.py
+    assert counts["shard"] == [2, 0, 1, 1]
+    assert counts["sequence"] == [1, 1, 1, 1]
+
+
+def test_set_operations_and_their_realised_ratio():
+    s = signals(
+        [[0.0] * 4],
+        ref_loss=jnp.array([[1.0, 2.0, 3.0, 4.0]]),
+        ref_entropy=jnp.array([[1.0, 4.0, 2.0, 3.0]]),
+    )
+    parts = (("reference", 1.0), ("entropy", 1.0))
+    both = select(Selection("intersection", 0.5, parts=parts), s)
+    either = select(Selection("union", 0.5, parts=parts), s)
+    np.testing.assert_array_equal(both[0], [True, False, False, False])
+    np.testing.assert_array_equal(either[0], [True, True, True, False])
+
+
+def test_all_is_every_valid_token():
+    s = signals([[1.0, 2.0]])._replace(valid=jnp.array([[True, False]]))
+    np.testing.assert_array_equal(select(Selection("all", 1.0), s), s.valid)
+
+
+def test_no_gradient_through_the_selection():
+    def kept_sum(loss):
+        return jnp.sum(select(Selection("loss", 0.5), signals(loss)).astype(jnp.float32) * 2.0)
+
+    assert not jax.grad(kept_sum)(jnp.arange(6.0).reshape(2, 3)).any()
+
+
+@pytest.mark.parametrize("scope", ["batch", "shard", "sequence"])
+def test_same_mask_on_one_and_eight_devices(scope):
+    selection = Selection("loss", 0.37, scope, n_shards=8)
+    # Few distinct values, so that ties cross the borders of the shards.
+    s = signals(jax.random.randint(jax.random.key(1), (16, 32), 0, 5))
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    spread = jax.device_put(s.loss, NamedSharding(mesh, P("data")))
+    run = jax.jit(lambda loss: select(selection, s._replace(loss=loss)))
+    np.testing.assert_array_equal(run(spread), run(s.loss))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"ratio": 0.0}, "above 0"),
+        ({"ratio": 1.5}, "at most 1"),
+        ({"score": "exces"}, "did you mean excess"),
+        ({"scope": "bach"}, "did you mean batch"),
+        ({"score": "union"}, "name at least two"),
+    ],
+)
+def test_nonsense_is_one_sentence(kwargs, words):
+    with pytest.raises(InputError, match=words):
+        Selection(**kwargs)

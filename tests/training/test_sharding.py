@@ -1,0 +1,125 @@
+"""The table of rules, and eight devices equal one: losses, masks and updated parameters."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from rho1_jax.errors import InputError
+from rho1_jax.models import llama
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.slm import step
+from rho1_jax.slm.selection import Selection
+from rho1_jax.training import optimizer, sharding
+
+SHAPE = LlamaConfig(
+    vocab_size=32, width=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_width=24,
+    tied_head=False, batch_axes=sharding.BATCH_AXES,
+)  # fmt: skip
+TX = optimizer.adamw(lambda _: 1e-2, b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0)
+
+
+def host_batch(rows=8, seq_len=12):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 32, (rows, seq_len + 1)).astype(np.int32)
+    valid = np.arange(seq_len) < rng.integers(1, seq_len + 1, (rows, 1))
+    return {"tokens": tokens, "valid": valid}
+
+
+def two_steps(mesh_shape, selection, *, batch=None, accumulation=1):
+    """Losses and parameters after two steps on a mesh of the first devices."""
+    n = int(np.prod(mesh_shape))
+    mesh = jax.make_mesh(
+        mesh_shape, sharding.AXES, (jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:n]
+    )
+    with jax.set_mesh(mesh):
+        params, ref = (llama.init(SHAPE, jax.random.key(i)) for i in (0, 1))
+        abstract = jax.eval_shape(functools.partial(step.init_state, tx=TX), params)
+        shardings = sharding.state_shardings(abstract, TX, mesh)
+        state = jax.device_put(step.init_state(params, TX), shardings)
+        ref = jax.device_put(ref, shardings.params)
+        apply = functools.partial(llama.apply, config=SHAPE)
+        fn = jax.jit(
+            functools.partial(
+                step.train_step, apply=apply, ref_apply=apply, tx=TX, selection=selection,
+                chunk_tokens=40, accumulation=accumulation,
+            ),
+            out_shardings=(shardings, None),
+        )  # fmt: skip
+        for _ in range(2):
+            placed = sharding.batch_to_devices(batch or host_batch(), mesh)
+            state, metrics = fn(state, ref, placed, jax.random.key(3))
+        assert state.params["layers"]["q"].sharding.is_equivalent_to(
+            shardings.params["layers"]["q"], 3
+        )
+        return jax.tree.map(np.asarray, (metrics, state.params))
+
+
+@pytest.mark.parametrize("mesh_shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("score", ["excess", "random"])
+def test_eight_devices_equal_one(mesh_shape, score):
+    selection = Selection(score, 0.4)
+    one, eight = (two_steps(shape, selection) for shape in ((1, 1, 1), mesh_shape))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, eight)
+
+
+def test_accumulation_on_eight_devices_equals_one_batch_on_one():
+    batch = host_batch(rows=16)
+    one = two_steps((1, 1, 1), Selection("excess", 0.4), batch=batch)
+    many = two_steps((4, 2, 1), Selection("excess", 0.4), batch=batch, accumulation=2)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, many)
+
+
+def abstract_params(shape=SHAPE):
+    return jax.eval_shape(lambda: llama.init(shape, jax.random.key(0)))
+
+
+@pytest.fixture
+def mesh():
+    return sharding.make_mesh(data=2, fsdp=2, tensor=2)
+
+
+def test_each_parameter_has_a_rule_and_moments_follow(mesh):
+    abstract = jax.eval_shape(functools.partial(step.init_state, tx=TX), abstract_params())
+    shardings = sharding.state_shardings(abstract, TX, mesh)
+    jax.tree.map(lambda a, s: s.shard_shape(a.shape), abstract, shardings)  # all divide
+    moments = [
+        s.spec for path, s in jax.tree_util.tree_leaves_with_path(shardings.opt_state)
+        if "'down'" in jax.tree_util.keystr(path)
+    ]  # fmt: skip
+    assert moments == [P(None, "tensor", "fsdp")] * 2
+
+
+def test_parameter_without_a_rule_is_an_error(mesh):
+    params = abstract_params() | {"bias": jax.ShapeDtypeStruct((4,), jnp.float32)}
+    with pytest.raises(InputError, match="No sharding rule matches parameter bias"):
+        sharding.parameter_shardings(params, mesh)
+
+
+def test_rule_without_a_parameter_is_an_error(mesh):
+    params = abstract_params()
+    del params["layers"]["o"], params["layers"]["down"]
+    with pytest.raises(InputError, match="matches no parameter"):
+        sharding.parameter_shardings(params, mesh)
+
+
+def test_size_that_does_not_divide_is_an_error(mesh):
+    odd = dataclasses.replace(SHAPE, vocab_size=33)
+    with pytest.raises(InputError, match="embed .* does not divide"):
+        sharding.parameter_shardings(abstract_params(odd), mesh)
+
+
+def test_mesh_that_does_not_fit_the_devices_is_an_error():
+    with pytest.raises(InputError, match="mesh.data=3 .* 8 devices"):
+        sharding.make_mesh(data=3, fsdp=1, tensor=1)
+    assert dict(sharding.make_mesh(-1, 2, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+
+
+def test_batch_that_does_not_divide_is_an_error(mesh):
+    sharding.require_divisible(8, 2, mesh, "train")
+    with pytest.raises(InputError, match="train.batch_size=6 .* multiple of 8"):
+        sharding.require_divisible(6, 2, mesh, "train")
