@@ -83,8 +83,8 @@ def split_documents(
 
     root: what the globs of `files:` are relative to.
     counts: receives `documents` and `characters` yielded, and what was met on the way:
-        `malformed` (not a JSON object), `missing` (without the text field), `empty` (nothing
-        but white space), `invalid` (held what UTF-8 cannot, now U+FFFD), `giant` (cut up).
+        `malformed` (not a JSON object), `missing` (without the text or split field), `empty`
+        (nothing but white space), `invalid` (held what UTF-8 cannot, now U+FFFD), `giant` (cut up).
 
     Raises:
         InputError: an unknown scheme or type, absent or damaged files, no text field, no text.
@@ -118,7 +118,8 @@ def source_files(source: Source, root: str | Path) -> list[tuple[Path, str | Non
             return _hub_files(source.place)
         case "tfds":
             some = next(iter(_tfds_splits(source.place).values()))
-            return [(path, None) for path in sorted(Path(some.dataset_info.data_dir).iterdir())]
+            found = sorted(Path(some.dataset_info.data_dir).rglob("*"))
+            return [(path, None) for path in found if path.is_file()]
     raise InputError(f"{source.spec!r} begins with none of files:, tfds:, hf: and builtin:.")
 
 
@@ -133,23 +134,23 @@ def _whole_documents(
     columns = {*fields, *filter(None, [source.split_field])}
     met, seen = False, 0
     for record, split in _records(source, root, columns, counts):
-        values = {field: _string(record.get(field), counts) for field in fields}
+        values = {field: _string(record.get(field), counts) for field in columns}
         if None in values.values():
             counts["missing"] += 1
+            lacking = min(field for field in columns if values[field] is None)
             seen += 1
             if seen >= _PATIENCE and not met:
                 break
             continue
         met = True
-        if not any(value and value.strip() for value in values.values()):
+        if not any((values[field] or "").strip() for field in fields):
             counts["empty"] += 1
             continue
         if source.split_field is not None:
-            split = _named_split(_string(record.get(source.split_field), counts) or "")
+            split = _named_split(values[source.split_field] or "")
         yield split, Document(template.format_map(values), None)
     if seen and not met:
-        known = ", ".join(record)
-        raise InputError(f"{source.spec!r} has no text {source.text!r}: its fields are {known}.")
+        raise InputError(f"{source.spec!r} has no field {lacking!r}, only {', '.join(record)}.")
 
 
 def _records(
@@ -197,7 +198,7 @@ def _json_records(stream: io.BufferedIOBase, counts: Counter[str]) -> Iterator[R
         if not line.strip():
             continue
         try:
-            record = json.loads(_decoded(line, counts))
+            record = json.loads(_decoded(line.removeprefix(codecs.BOM_UTF8), counts))
         except (ValueError, RecursionError):
             record = None
         if isinstance(record, dict):
@@ -217,7 +218,7 @@ def _parquet_records(path: Path, columns: set[str]) -> Iterator[Record]:
 
 def _txt_records(stream: io.BufferedIOBase, counts: Counter[str]) -> Iterator[Record]:
     """One document a file; a giant one in pieces, so that it is never in memory as a whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder = codecs.getincrementaldecoder("utf-8-sig")("replace")
     text, invalid, giant, raw = "", False, False, b"more"
     while raw:
         raw = stream.read(GIANT)

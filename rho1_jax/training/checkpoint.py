@@ -5,9 +5,13 @@ A model folder is `model.json` (its shape, or where it was loaded from), `tokeni
 never part of a policy's checkpoint: it has a folder of its own.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import logging
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +62,8 @@ class Checkpoints:
     def require_binding(self, binding: dict[str, Any]) -> None:
         """InputError if the newest state was trained with other data or another reference."""
         path = self.folder / "steps" / str(self.latest)
-        try:
+        with _reading(path):
             saved = self._orbax.metadata(self.latest).custom_metadata or {}
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise _unreadable(path, error) from error
         changed = " and ".join(key for key in binding if saved.get(key) != binding[key])
         if changed:
             raise InputError(
@@ -74,10 +76,8 @@ class Checkpoints:
 
         InputError if it cannot be read.
         """
-        try:
+        with _reading(self.folder / "steps" / str(self.latest)):
             return self._orbax.load(self.latest, abstract)
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise _unreadable(self.folder / "steps" / str(self.latest), error) from error
 
 
 def write_model_file(folder: Path, config: LlamaConfig, tok: Tokenizer) -> None:
@@ -156,15 +156,13 @@ def _load_params(folder: Path, mesh: Mesh | None) -> Any:
     with ocp.training.Checkpointer(steps) as found:
         if found.latest is None:
             raise InputError(f"{folder} holds no finished checkpoint yet: train the model first.")
-        try:
+        with _reading(steps / str(found.latest.step)):
             abstract = found.metadata().metadata
+            if abstract is None:  # what Orbax makes of metadata it cannot read
+                raise ValueError("its metadata is damaged")
             wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, abstract)
             wanted["params"] = _placed(abstract["params"], mesh)
             return found.load(abstract_state=wanted)["params"]
-        except InputError:
-            raise
-        except Exception as error:
-            raise _unreadable(steps / str(found.latest.step), error) from error
 
 
 def _placed(abstract: Any, mesh: Mesh | None) -> Any:
@@ -175,13 +173,33 @@ def _placed(abstract: Any, mesh: Mesh | None) -> Any:
         if mesh is None
         else sharding.parameter_shardings(abstract, mesh)
     )
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    )
+    return sharding.placed(abstract, shardings)
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
-    return InputError(
-        f"Checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); if "
-        "it is damaged, delete that folder, and the same command resumes from the step before it."
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """InputError for whatever Orbax raises (many kinds) when the checkpoint at `path` is damaged.
+
+    When one array cannot be read, the reads of the others end later, nobody fetches their errors,
+    and their event loop is gone: asyncio, Orbax and the interpreter would print a page of tracebacks
+    around the one sentence. What keeps them quiet stays after an error.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda what: (
+        None if "Event loop is closed" in str(what.exc_value) else before(what)
     )
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"Checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); if it "
+            "is damaged, delete that folder, and the same command resumes from the step before it."
+        ) from error
+    sys.unraisablehook = before
+    for logger in loggers:
+        logger.disabled = False

@@ -129,7 +129,7 @@ def test_split_field_and_hash_rule(tmp_path):
     names = ["train", "val", "Valid", "validation", "test", "dev", None, 3]
     write_lines(tmp_path / "a.jsonl", *({"text": str(n), "split": n} for n in names))
     splits = [s for s, _ in read(Source("files:a.jsonl", split_field="split"), tmp_path)]
-    assert splits == ["train", "val", "val", "val", "val", "train", "train", "train"]
+    assert splits == ["train", "val", "val", "val", "val", "train", "train"]  # null says nothing
 
     write_lines(tmp_path / "b.jsonl", *({"text": f"document {i}"} for i in range(5000)))
     pairs = read(Source("files:b.jsonl"), tmp_path)
@@ -279,7 +279,7 @@ def test_hub_dataset_online_and_offline(tmp_path):
         ("ftp:a.jsonl", "'ftp:a.jsonl' begins with none of files:"),
         ("builtin:nothing", "no embedded corpus 'nothing'"),
         ("files:empty.jsonl", "has no usable text .1 records malformed, 0 without 'text', 1 empty"),
-        ("files:other.jsonl", "has no text 'text': its fields are title, body"),
+        ("files:other.jsonl", "has no field 'text', only title, body"),
         ("files:other.parquet", "other.parquet has no column 'text', only title"),
         ("files:cut.jsonl.gz", "cut.jsonl.gz cannot be read .*damaged or cut short"),
         ("files:cut.jsonl.zst", "cut.jsonl.zst cannot be read .*damaged or cut short"),
@@ -304,10 +304,30 @@ def test_what_cannot_be_read_is_said(tmp_path, spec, message):
 def test_an_absent_field_is_said_before_the_corpus_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "_PATIENCE", 5)
     write_lines(tmp_path / "a.jsonl", *[{"body": "b"}] * 6, {"text": "too late"})
-    with pytest.raises(InputError, match="'files:a.jsonl' has no text 'text': its fields are body"):
+    with pytest.raises(InputError, match="'files:a.jsonl' has no field 'text', only body"):
         texts(Source("files:a.jsonl"), tmp_path)
     write_lines(tmp_path / "a.jsonl", {"text": "first"}, *[{"body": "b"}] * 9, {"text": "last"})
     assert texts(Source("files:a.jsonl"), tmp_path) == ["first", "last"]
+
+
+def test_a_record_without_its_split_is_never_trained_on(tmp_path):
+    source = Source("files:a.jsonl", split_field="split")
+    write_lines(tmp_path / "a.jsonl", {"text": "v", "split": "val"}, {"text": "unknown"})
+    counts = Counter()
+    assert read(source, tmp_path, counts) == [("val", "v")]
+    assert counts["missing"] == 1
+    write_lines(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"})
+    with pytest.raises(InputError, match="'files:a.jsonl' has no field 'split', only text"):
+        read(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_byte_order_mark_costs_nothing(tmp_path, name):
+    text = "text" if name == "a.txt" else '{"text": "text"}'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    counts = Counter()
+    assert texts(Source(f"files:{name}"), tmp_path, counts) == ["text"]
+    assert not counts["malformed"] + counts["invalid"]
 
 
 @pytest.mark.parametrize("text", ["{a", "{}", "{a.b}", "{a[0]}"])
