@@ -181,8 +181,8 @@ def _reading(path: Path) -> Iterator[None]:
     """InputError for whatever Orbax raises (many kinds) when the checkpoint at `path` is damaged.
 
     When one array cannot be read, the reads of the others end later, nobody fetches their errors,
-    and their event loop is gone: asyncio, Orbax and the interpreter would print a page of tracebacks
-    around the one sentence. What keeps them quiet stays after an error.
+    and their event loop is gone: asyncio, Orbax and the interpreter would print a page of
+    tracebacks around the one sentence. What keeps them quiet stays after an error.
     """
     before = sys.unraisablehook
     sys.unraisablehook = lambda what: (
