@@ -51,8 +51,9 @@ def smollm2(c: ConfigDict) -> None:
     c.tokenizer.source = "init"
     c.data.seq_len = 1024
     c.data.root = "data"
+    text = "text | {question}\n{answer} | {problem}\n{solution}"
     c.data.corpus.web = source("files:corpus/*")
-    c.data.clean.clean = source("files:clean/*")
+    c.data.clean.clean = source("files:clean/*", text=text)
     c.reference.update(steps=0, epochs=3.0, batch_size=64, lr=1e-4, warmup_steps=50)
     c.train.update(steps=1000, batch_size=64, lr=1e-4, warmup_steps=50)
     c.score.batch_size = 8

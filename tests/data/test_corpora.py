@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rho1_jax.data import corpora
+from rho1_jax.data import corpora, records
 from rho1_jax.data.corpora import Source
 from rho1_jax.errors import InputError
 
@@ -68,8 +68,17 @@ def test_templates_join_fields(tmp_path):
     assert counts["missing"] == 1
 
 
+def test_the_first_template_whose_fields_are_there(tmp_path):
+    write_lines(tmp_path / "a.jsonl", {"text": "t", "q": "no"}, {"q": "2+2?", "a": 4}, {"a": 5})
+    pyarrow.parquet.write_table(pyarrow.table({"q": ["1+1?"], "a": [2]}), tmp_path / "b.parquet")
+    source = Source("files:a.jsonl,b.parquet", text="text | {q} is {a}")
+    counts = Counter()
+    assert texts(source, tmp_path, counts) == ["t", "2+2? is 4", "1+1? is 2"]
+    assert counts["missing"] == 1
+
+
 def test_what_is_broken_is_counted_and_never_fatal(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "_LINE", 400)
+    monkeypatch.setattr(records, "_LINE", 400)
     lines = [
         b'{"text": "good"}',
         b'{"text": "cut',
@@ -100,7 +109,7 @@ def test_what_is_broken_is_counted_and_never_fatal(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 def test_giant_documents_are_cut_at_borders(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(corpora, "GIANT", 100)
+    monkeypatch.setattr(records, "GIANT", 100)
     text = "\n\n".join(f"paragraph {i} " + "é" * (i % 30) for i in range(40)) + "x" * 150
     if name == "a.txt":
         (tmp_path / name).write_text(text)
@@ -221,7 +230,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 HUB_SCRIPT = """
 import sys
-from rho1_jax.data import corpora
+from rho1_jax.data import corpora, records
 for spec in sys.argv[1:]:
     for split, document in corpora.split_documents(corpora.Source(spec)):
         print(split, document.text)
