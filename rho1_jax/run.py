@@ -19,7 +19,7 @@ from rho1_jax import config as config_lib
 from rho1_jax.data import corpora, loader, ref_scores
 from rho1_jax.errors import InputError
 from rho1_jax.evaluation.heldout import heldout_losses
-from rho1_jax.models import llama, presets, tokenizer
+from rho1_jax.models import llama, load, presets, tokenizer
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.models.tokenizer import Tokenizer
 from rho1_jax.slm import losses, step
@@ -51,7 +51,7 @@ class Run:
             tok = tokenizer.train(self._texts(), c.tokenizer.vocab_size)
         else:
             named = c.model.init if c.tokenizer.source == "init" else c.tokenizer.source
-            tok = tokenizer.load(checkpoint.locate(named))
+            tok = tokenizer.load(load.locate(named))
         folder.mkdir(parents=True, exist_ok=True)
         tok.save(folder)
         return tok
