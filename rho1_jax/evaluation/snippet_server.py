@@ -25,8 +25,8 @@ memfd_create memfd_secret shmget msgget semget mq_open mount umount2 pivot_root 
 open_tree move_mount fsopen mount_setattr bpf perf_event_open userfaultfd io_uring_setup keyctl
 add_key request_key personality init_module finit_module kexec_load open_by_handle_at reboot
 sched_setscheduler setpriority unlink unlinkat rename renameat renameat2 truncate creat mkdir
-mkdirat mknod mknodat rmdir link linkat symlink symlinkat chmod fchmod fchmodat fchmodat2 chown fchown
-fchownat lchown setxattr lsetxattr fsetxattr utimensat"""
+mkdirat mknod mknodat rmdir link linkat symlink symlinkat chmod fchmod fchmodat fchmodat2 chown
+fchown fchownat lchown setxattr lsetxattr fsetxattr utimensat"""
 _WRITING = ((3, 1), (3, 2), (os.O_CREAT, os.O_CREAT), (os.O_TRUNC, os.O_TRUNC))  # mask, flags
 
 
