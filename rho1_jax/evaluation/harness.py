@@ -70,7 +70,7 @@ def evaluate(
         limit=limit,
         num_fewshot=num_fewshot,
         gen_kwargs=None if max_gen_toks is None else {"max_gen_toks": max_gen_toks},
-        use_cache=str(out / f"cache-{model[:16]}"),
+        use_cache=str(out / f"cache-{model[:16]}-{scorer.config.dtype}-{scorer.max_length}"),
         bootstrap_iters=1000,
     )
     results = {

@@ -17,6 +17,10 @@ Scored = tuple[float, bool]  # log-likelihood in nats, and whether greedy decodi
 Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 
 
+# A chat model ends its turn with one of these, where a base model ends the document.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+
+
 class Scorer:
     """One model. Under a mesh, `params` and config.batch_axes say what lies where, and batch_size
     must divide over it. max_length: tokens of context and continuation together.
@@ -33,6 +37,9 @@ class Scorer:
     ):
         self.params, self.config, self.tokenizer = params, config, tokenizer
         self.batch_size, self.max_length = batch_size, max_length
+        vocabulary = tokenizer.vocabulary
+        ends = {vocabulary.index(name) for name in _TURN_ENDS if name in vocabulary}
+        self._stop_ids = {tokenizer.separator_id} | ends
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode([text])[0].ids.tolist()
@@ -82,7 +89,7 @@ class Scorer:
                 self.config,
                 [prompts[i] for i in batch],
                 max_new_tokens=max_new_tokens,
-                stop_ids={self.tokenizer.separator_id},
+                stop_ids=self._stop_ids,
                 finished=lambda row: any(s in self.tokenizer.decode(row) for s in stop),
                 sampling=sampling,
             )
