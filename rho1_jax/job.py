@@ -121,10 +121,7 @@ def _start(run, job, checkpoints, params, tx) -> tuple[step.TrainState, step.Tra
     shardings = sharding.state_shardings(abstract, tx, run.mesh)
     if checkpoints.latest is None:
         return jax.jit(new_state, out_shardings=shardings)(params), shardings
-    placed = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
-    )
-    state = checkpoints.restore(placed)
+    state = checkpoints.restore(sharding.placed(abstract, shardings))
     say(job.name, f"resumes at step {int(state.step)}")
     return state, shardings
 

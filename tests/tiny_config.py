@@ -16,10 +16,10 @@ def get_config():
     c.data.seq_len = 32
     c.data.corpus.noisy = source("files:noisy.jsonl", split="split")
     c.data.clean.clean = source("files:clean.jsonl", split="split")
-    c.reference.update(steps=6, batch_size=4, warmup_steps=2)
-    c.train.update(steps=8, batch_size=4, warmup_steps=2)
-    c.score.batch_size = 1
-    c.eval.update(every=4, rows=4)
+    c.reference.update(steps=6, batch_size=8, warmup_steps=2)
+    c.train.update(steps=8, batch_size=8, warmup_steps=2)
+    c.score.batch_size = 8
+    c.eval.update(every=4, rows=8)
     c.checkpoint.every = 2
     return c.lock()
 

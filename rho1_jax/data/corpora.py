@@ -1,38 +1,27 @@
 """Where text comes from: files, TFDS, a Hugging Face hub, or the embedded corpus, as a stream.
 
 Memory stays flat whatever the size of a corpus: files are read in bounded pieces, and documents
-longer than `GIANT` characters are cut. What cannot be used is counted, never fatal.
+longer than `records.GIANT` characters are cut. What cannot be used is counted, never fatal.
 """
 
-import codecs
 import dataclasses
 import glob
-import gzip
 import hashlib
-import io
-import json
 import re
 import string
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub
-import pyarrow
-import pyarrow.parquet
 
-from rho1_jax.data import builtin
+from rho1_jax.data import builtin, records
+from rho1_jax.data.records import SUFFIXES, Record, border, decoded, reason
 from rho1_jax.errors import InputError
 
-GIANT = 1_000_000  # characters; a longer document becomes several
-_LINE = 2**28  # bytes; a longer JSON line counts as malformed
 _PATIENCE = 1000  # records without the text field before that is an error
 _VAL_NAMES = frozenset({"val", "valid", "validation", "test"})
-_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
-
-Record = Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +29,8 @@ class Source:
     """One corpus.
 
     spec: `files:GLOB[,GLOB]`, `tfds:NAME`, `hf:REPO[/FOLDER][@REVISION]` or `builtin:NAME`.
-    text: the field that holds the text, or a template over fields, `"{question}\\n{answer}"`.
+    text: the field that holds the text, or a template over fields, `"{question}\\n{answer}"`, or
+        several of these separated by ` | `: a record's text is the first whose fields it has.
     split_field: the field that says train or val. Without it the splits that a TFDS or hub
         dataset names itself decide; where no val is named, 1 % of the documents by their hash.
     weight: its share of a mixture's tokens, relative to the other sources' weights.
@@ -83,8 +73,8 @@ def split_documents(
 
     root: what the globs of `files:` are relative to.
     counts: receives `documents` and `characters` yielded, and what was met on the way:
-        `malformed` (not a JSON object), `missing` (without the text field), `empty` (nothing
-        but white space), `invalid` (held what UTF-8 cannot, now U+FFFD), `giant` (cut up).
+        `malformed` (not a JSON object), `missing` (without the text or split field), `empty`
+        (nothing but white space), `invalid` (held what UTF-8 cannot, now U+FFFD), `giant` (cut up).
 
     Raises:
         InputError: an unknown scheme or type, absent or damaged files, no text field, no text.
@@ -118,7 +108,8 @@ def source_files(source: Source, root: str | Path) -> list[tuple[Path, str | Non
             return _hub_files(source.place)
         case "tfds":
             some = next(iter(_tfds_splits(source.place).values()))
-            return [(path, None) for path in sorted(Path(some.dataset_info.data_dir).iterdir())]
+            found = sorted(Path(some.dataset_info.data_dir).rglob("*"))
+            return [(path, None) for path in found if path.is_file()]
     raise InputError(f"{source.spec!r} begins with none of files:, tfds:, hf: and builtin:.")
 
 
@@ -129,107 +120,45 @@ def _whole_documents(
     if source.scheme == "builtin":
         yield from ((None, Document(*pair)) for pair in builtin.documents(source.place))
         return
-    template, fields = _template(source.text)
-    columns = {*fields, *filter(None, [source.split_field])}
+    templates = [_template(part) for part in source.text.split(" | ")]
+    also = {source.split_field} if source.split_field else set()
+    choices = [{*fields, *also} for _, fields in templates]
     met, seen = False, 0
-    for record, split in _records(source, root, columns, counts):
-        values = {field: _string(record.get(field), counts) for field in fields}
-        if None in values.values():
+    for record, split in _records(source, root, choices, counts):
+        texts = {field: _string(record.get(field), counts) for field in set().union(*choices)}
+        values = {field: text for field, text in texts.items() if text is not None}
+        chosen = next((i for i, fields in enumerate(choices) if fields <= values.keys()), None)
+        if chosen is None:
             counts["missing"] += 1
+            lacking = min(choices[0] - values.keys())
             seen += 1
             if seen >= _PATIENCE and not met:
                 break
             continue
         met = True
-        if not any(value and value.strip() for value in values.values()):
+        template, fields = templates[chosen]
+        if not any(values[field].strip() for field in fields):
             counts["empty"] += 1
             continue
         if source.split_field is not None:
-            split = _named_split(_string(record.get(source.split_field), counts) or "")
+            split = _named_split(values[source.split_field])
         yield split, Document(template.format_map(values), None)
     if seen and not met:
-        known = ", ".join(record)
-        raise InputError(f"{source.spec!r} has no text {source.text!r}: its fields are {known}.")
+        raise InputError(f"{source.spec!r} has no field {lacking!r}, only {', '.join(record)}.")
 
 
 def _records(
-    source: Source, root: Path, columns: set[str], counts: Counter[str]
+    source: Source, root: Path, choices: Sequence[set[str]], counts: Counter[str]
 ) -> Iterator[tuple[Record, str | None]]:
     if source.scheme != "tfds":
         for path, split in source_files(source, root):
-            yield from ((record, split) for record in _file_records(path, columns, counts))
+            yield from ((record, split) for record in records.records(path, choices, counts))
         return
     splits = _tfds_splits(source.place)
     named = not _VAL_NAMES.isdisjoint(splits)
-    for name, records in splits.items():
-        for record in records:
-            yield record, _named_split(name) if named else None
-
-
-def _file_records(path: Path, columns: set[str], counts: Counter[str]) -> Iterator[Record]:
-    try:
-        if path.suffix == ".parquet":
-            yield from _parquet_records(path, columns)
-            return
-        with _open(path) as stream:
-            read = _txt_records if path.suffix == ".txt" else _json_records
-            yield from read(stream, counts)
-    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
-        raise InputError(
-            f"{path} cannot be read ({_reason(error)}): it may be damaged or cut short."
-        ) from error
-
-
-def _open(path: Path) -> io.BufferedIOBase:
-    if path.suffix == ".gz":
-        return gzip.open(path)
-    if path.suffix == ".zst":
-        raw = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd")
-        return io.BufferedReader(raw, 2**16)
-    return path.open("rb")
-
-
-def _json_records(stream: io.BufferedIOBase, counts: Counter[str]) -> Iterator[Record]:
-    while line := stream.readline(_LINE):
-        part = line
-        while len(part) == _LINE and not part.endswith(b"\n"):  # read past what is too long
-            part = stream.readline(_LINE)
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(_decoded(line, counts))
-        except (ValueError, RecursionError):
-            record = None
-        if isinstance(record, dict):
-            yield record
-        else:
-            counts["malformed"] += 1
-
-
-def _parquet_records(path: Path, columns: set[str]) -> Iterator[Record]:
-    with pyarrow.parquet.ParquetFile(path) as file:
-        names = file.schema_arrow.names
-        if absent := sorted(columns - set(names)):
-            raise InputError(f"{path} has no column {absent[0]!r}, only {', '.join(names)}.")
-        for batch in file.iter_batches(batch_size=64, columns=sorted(columns)):
-            yield from batch.to_pylist()
-
-
-def _txt_records(stream: io.BufferedIOBase, counts: Counter[str]) -> Iterator[Record]:
-    """One document a file; a giant one in pieces, so that it is never in memory as a whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    text, invalid, giant, raw = "", False, False, b"more"
-    while raw:
-        raw = stream.read(GIANT)
-        new = decoder.decode(raw, final=not raw)
-        invalid |= new.count("\ufffd") > raw.count("\ufffd".encode())
-        text += new
-        if len(text) > GIANT:
-            giant, cut = True, _border(text)
-            yield {"text": text[:cut]}
-            text = text[cut:]
-    counts.update(invalid=int(invalid), giant=int(giant))
-    yield {"text": text}
+    for name, examples in splits.items():
+        for example in examples:
+            yield example, _named_split(name) if named else None
 
 
 def _glob_files(globs: str, root: Path) -> list[Path]:
@@ -241,8 +170,8 @@ def _glob_files(globs: str, root: Path) -> list[Path]:
         if not files:
             raise InputError(f"No file matches {pattern!r} under {root.resolve()}.")
         found += files
-    if other := [path for path in found if not path.name.endswith(_SUFFIXES)]:
-        raise InputError(f"{other[0]} has none of the known types {', '.join(_SUFFIXES)}.")
+    if other := [path for path in found if not path.name.endswith(SUFFIXES)]:
+        raise InputError(f"{other[0]} has none of the known types {', '.join(SUFFIXES)}.")
     return list(dict.fromkeys(found))
 
 
@@ -253,7 +182,7 @@ def _tfds_splits(name: str) -> Mapping[str, Any]:
         return tfds.data_source(name)
     except Exception as error:
         raise InputError(
-            f"TFDS cannot open {name!r} without TensorFlow ({_reason(error)}): check the name and "
+            f"TFDS cannot open {name!r} without TensorFlow ({reason(error)}): check the name and "
             "the network, or prepare it elsewhere as array_record and set TFDS_DATA_DIR."
         ) from error
 
@@ -271,7 +200,7 @@ def _hub_files(place: str) -> list[tuple[Path, str | None]]:
         snapshot = huggingface_hub.snapshot_download(repo, repo_type="dataset", **wanted)
     except Exception as error:
         raise InputError(
-            f"The hub dataset {repo!r} cannot be fetched ({_reason(error)}): check its name, the "
+            f"The hub dataset {repo!r} cannot be fetched ({reason(error)}): check its name, the "
             "network and HF_ENDPOINT, or fetch it elsewhere and set HF_HUB_OFFLINE=1."
         ) from error
     files = sorted(Path(snapshot, folder).rglob("*.parquet"))
@@ -296,7 +225,7 @@ def _template(text: str) -> tuple[str, list[str]]:
 
 def _string(value: Any, counts: Counter[str]) -> str | None:
     if isinstance(value, bytes):
-        return _decoded(value, counts)
+        return decoded(value, counts)
     if not isinstance(value, str | int | float):
         return None
     text = str(value)
@@ -308,32 +237,16 @@ def _string(value: Any, counts: Counter[str]) -> str | None:
     return text
 
 
-def _decoded(raw: bytes, counts: Counter[str]) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        counts["invalid"] += 1
-        return raw.decode(errors="replace")
-
-
 def _pieces(document: Document, counts: Counter[str]) -> Iterator[Document]:
     text, start = document.text, 0
-    if len(text) <= GIANT:
+    if len(text) <= records.GIANT:
         yield document
         return
     counts["giant"] += 1
     while start < len(text):
-        stop = start + _border(text[start : start + GIANT + 1])
+        stop = start + border(text[start : start + records.GIANT + 1])
         yield Document(text[start:stop], None)
         start = stop
-
-
-def _border(text: str) -> int:
-    """Where to cut: after the last paragraph, line or word that ends in the second half."""
-    if len(text) <= GIANT:
-        return len(text)
-    marks = ((text.rfind(mark, GIANT // 2, GIANT), len(mark)) for mark in ("\n\n", "\n", " "))
-    return next((at + size for at, size in marks if at >= 0), GIANT)
 
 
 def _named_split(name: str) -> str:
@@ -343,7 +256,3 @@ def _named_split(name: str) -> str:
 def _hash_split(text: str) -> str:
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return "val" if int.from_bytes(digest, "big") % 100 == 0 else "train"
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -12,6 +12,7 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from tqdm import tqdm
 
 from rho1_jax import jsonfile
 from rho1_jax.data import builder
@@ -137,11 +138,11 @@ def visited_rows(
     numbers = {domain: _Numbers(domain, len(rows[domain])) for domain in weights}
     mixture = _mixture(numbers, weights, seed)
     seen = {domain: np.zeros(len(rows[domain]), bool) for domain in rows}
-    for start in range(0, num_steps * batch_size, _BLOCK):
-        for n in range(start, min(start + _BLOCK, num_steps * batch_size)):
-            domain, row = mixture[n]  # iterating over a slice would start threads
-            seen[domain][row] = True
-        if all(seen[domain].all() for domain in weights):
+    # 20 microseconds a row: nothing for one machine's training, minutes for a pod's.
+    for n in tqdm(range(num_steps * batch_size), "rows to score", delay=5, leave=False):
+        domain, row = mixture[n]  # iterating over a slice would start threads
+        seen[domain][row] = True
+        if n % _BLOCK == 0 and all(seen[domain].all() for domain in weights):
             break
     return {domain: np.flatnonzero(hit) for domain, hit in seen.items()}
 

@@ -6,6 +6,7 @@ rest stays a hole in the file. A row counts as done only once its values are on 
 that was killed resumes without trusting a value it never wrote.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,9 @@ class ScoreWriter:
     """Writes scores row by row; made by `create`."""
 
     def __init__(self, folder: Path, fields: Sequence[str]):
-        self._arrays = {field: np.load(_path(folder, field), "r+") for field in fields}
-        self._done = np.load(_path(folder, _DONE), "r+")
+        self._columns = {field: _Column(_path(folder, field)) for field in fields}
+        self._done = np.load(_path(folder, _DONE))
+        self._done_column = _Column(_path(folder, _DONE))
         self._unflushed: list[np.ndarray] = []
 
     def missing(self, row_ids: np.ndarray) -> np.ndarray:
@@ -38,13 +40,13 @@ class ScoreWriter:
         """
         if len(row_ids) and min(row_ids) < 0:
             raise InputError(f"Scores of row {min(row_ids)}: rows are numbered from 0.")
-        if values.keys() != self._arrays.keys():
-            raise InputError(f"Scores need {sorted(self._arrays)}, not {sorted(values)}.")
-        for field, array in self._arrays.items():
+        if values.keys() != self._columns.keys():
+            raise InputError(f"Scores need {sorted(self._columns)}, not {sorted(values)}.")
+        for field, column in self._columns.items():
             block = values[field]
-            if block.shape != (len(row_ids), array.shape[1]):
+            if block.shape != (len(row_ids), *column.row_shape):
                 raise InputError(
-                    f"{field} {block.shape} is not one row of {array.shape[1]} for each of "
+                    f"{field} {block.shape} is not one row of {column.row_shape[0]} for each of "
                     f"{len(row_ids)} row numbers."
                 )
             with np.errstate(over="ignore"):
@@ -54,17 +56,42 @@ class ScoreWriter:
                 raise InputError(
                     f"{field} of row {row} is not finite in float16: check the reference model."
                 )
-            array[row_ids] = small
+            column.write(row_ids, small)
         self._unflushed.append(row_ids)
 
     def flush(self) -> None:
         """Puts what was written on the disk, and only then marks it as done."""
-        for array in self._arrays.values():
-            array.flush()
+        for column in self._columns.values():
+            column.flush()
         for row_ids in self._unflushed:
             self._done[row_ids] = True
-        self._done.flush()
+            self._done_column.write(row_ids, self._done[row_ids])
+        self._done_column.flush()
         self._unflushed.clear()
+
+
+class _Column:
+    """One .npy file, written row by row.
+
+    Not through a memory map: where the disk is full, filling a hole through a map kills the process
+    (SIGBUS) instead of raising an error.
+    """
+
+    def __init__(self, path: Path):
+        array = np.load(path, "r")
+        assert isinstance(array, np.memmap)
+        self.row_shape, self._dtype, self._start = array.shape[1:], array.dtype, array.offset
+        self._stride = array.strides[0]
+        self._file = path.open("r+b")
+
+    def write(self, row_ids: np.ndarray, rows: np.ndarray) -> None:
+        for row, values in zip(row_ids.tolist(), rows.astype(self._dtype), strict=True):
+            self._file.seek(self._start + row * self._stride)
+            self._file.write(values.tobytes())
+
+    def flush(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 def create(

@@ -4,8 +4,12 @@ Our own model folders (training/checkpoint.py writes them) hold `model.json`, wh
 the source that the folder stands for, a tokenizer, and Orbax checkpoints of the training state.
 """
 
+import contextlib
 import importlib.util
+import logging
 import re
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
@@ -92,8 +96,10 @@ def _newest_params(folder: Path, place: weights.Place) -> Params:
     with ocp.training.Checkpointer(steps) as found:
         if found.latest is None:
             raise InputError(f"{folder} holds no finished checkpoint yet: train the model first.")
-        try:
+        with reading(steps / str(found.latest.step)):
             abstract = found.metadata().metadata
+            if abstract is None:  # what Orbax makes of metadata it cannot read
+                raise ValueError("its metadata is damaged")
             wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, abstract)
             shapes = abstract["params"]
             wanted["params"] = jax.tree.map(
@@ -102,15 +108,32 @@ def _newest_params(folder: Path, place: weights.Place) -> Params:
                 place(shapes),
             )
             return found.load(abstract_state=wanted)["params"]
-        except InputError:
-            raise
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise unreadable(steps / str(found.latest.step), error) from error
 
 
-def unreadable(path: Path, error: Exception) -> InputError:
-    """What to say of a checkpoint that Orbax cannot read."""
-    return InputError(
-        f"Checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); if "
-        "it is damaged, delete that folder, and the same command resumes from the step before it."
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """InputError for whatever Orbax raises (many kinds) when the checkpoint at `path` is damaged.
+
+    When one array cannot be read, the reads of the others end later, nobody fetches their errors,
+    and their event loop is gone: asyncio, Orbax and the interpreter would print a page of
+    tracebacks around the one sentence. What keeps them quiet stays after an error.
+    """
+    before = sys.unraisablehook
+    sys.unraisablehook = lambda what: (
+        None if "Event loop is closed" in str(what.exc_value) else before(what)
     )
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"Checkpoint {path} cannot be read ({type(error).__name__}: {str(error)[:200]}); if it "
+            "is damaged, delete that folder, and the same command resumes from the step before it."
+        ) from error
+    sys.unraisablehook = before
+    for logger in loggers:
+        logger.disabled = False

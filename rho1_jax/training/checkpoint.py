@@ -57,10 +57,8 @@ class Checkpoints:
     def require_binding(self, binding: dict[str, Any]) -> None:
         """InputError if the newest state was trained with other data or another reference."""
         path = self.folder / "steps" / str(self.latest)
-        try:
+        with load.reading(path):
             saved = self._orbax.metadata(self.latest).custom_metadata or {}
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise load.unreadable(path, error) from error
         changed = " and ".join(key for key in binding if saved.get(key) != binding[key])
         if changed:
             raise InputError(
@@ -73,10 +71,8 @@ class Checkpoints:
 
         InputError if it cannot be read.
         """
-        try:
+        with load.reading(self.folder / "steps" / str(self.latest)):
             return self._orbax.load(self.latest, abstract)
-        except Exception as error:  # Orbax raises many kinds for a damaged checkpoint
-            raise load.unreadable(self.folder / "steps" / str(self.latest), error) from error
 
 
 def write_model_file(folder: Path, config: LlamaConfig, tok: Tokenizer) -> None:

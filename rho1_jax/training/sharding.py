@@ -101,6 +101,13 @@ def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: M
     return state._replace(step=replicated, params=params, opt_state=opt_state)  # type: ignore[arg-type]
 
 
+def placed(abstract: Any, shardings: Any) -> Any:
+    """Shapes together with where they lie: what a restore or a compilation asks for."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+
+
 def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
     """This host's rows, put onto its devices as its part of the global batch."""
     sharding = NamedSharding(mesh, P(BATCH_AXES))

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from rho1_jax.data import corpora
+from rho1_jax.data import corpora, records
 from rho1_jax.data.corpora import Source
 from rho1_jax.errors import InputError
 
@@ -68,8 +68,17 @@ def test_templates_join_fields(tmp_path):
     assert counts["missing"] == 1
 
 
+def test_the_first_template_whose_fields_are_there(tmp_path):
+    write_lines(tmp_path / "a.jsonl", {"text": "t", "q": "no"}, {"q": "2+2?", "a": 4}, {"a": 5})
+    pyarrow.parquet.write_table(pyarrow.table({"q": ["1+1?"], "a": [2]}), tmp_path / "b.parquet")
+    source = Source("files:a.jsonl,b.parquet", text="text | {q} is {a}")
+    counts = Counter()
+    assert texts(source, tmp_path, counts) == ["t", "2+2? is 4", "1+1? is 2"]
+    assert counts["missing"] == 1
+
+
 def test_what_is_broken_is_counted_and_never_fatal(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "_LINE", 400)
+    monkeypatch.setattr(records, "_LINE", 400)
     lines = [
         b'{"text": "good"}',
         b'{"text": "cut',
@@ -100,7 +109,7 @@ def test_what_is_broken_is_counted_and_never_fatal(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
 def test_giant_documents_are_cut_at_borders(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(corpora, "GIANT", 100)
+    monkeypatch.setattr(records, "GIANT", 100)
     text = "\n\n".join(f"paragraph {i} " + "é" * (i % 30) for i in range(40)) + "x" * 150
     if name == "a.txt":
         (tmp_path / name).write_text(text)
@@ -129,7 +138,7 @@ def test_split_field_and_hash_rule(tmp_path):
     names = ["train", "val", "Valid", "validation", "test", "dev", None, 3]
     write_lines(tmp_path / "a.jsonl", *({"text": str(n), "split": n} for n in names))
     splits = [s for s, _ in read(Source("files:a.jsonl", split_field="split"), tmp_path)]
-    assert splits == ["train", "val", "val", "val", "val", "train", "train", "train"]
+    assert splits == ["train", "val", "val", "val", "val", "train", "train"]  # null says nothing
 
     write_lines(tmp_path / "b.jsonl", *({"text": f"document {i}"} for i in range(5000)))
     pairs = read(Source("files:b.jsonl"), tmp_path)
@@ -221,7 +230,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 HUB_SCRIPT = """
 import sys
-from rho1_jax.data import corpora
+from rho1_jax.data import corpora, records
 for spec in sys.argv[1:]:
     for split, document in corpora.split_documents(corpora.Source(spec)):
         print(split, document.text)
@@ -279,7 +288,7 @@ def test_hub_dataset_online_and_offline(tmp_path):
         ("ftp:a.jsonl", "'ftp:a.jsonl' begins with none of files:"),
         ("builtin:nothing", "no embedded corpus 'nothing'"),
         ("files:empty.jsonl", "has no usable text .1 records malformed, 0 without 'text', 1 empty"),
-        ("files:other.jsonl", "has no text 'text': its fields are title, body"),
+        ("files:other.jsonl", "has no field 'text', only title, body"),
         ("files:other.parquet", "other.parquet has no column 'text', only title"),
         ("files:cut.jsonl.gz", "cut.jsonl.gz cannot be read .*damaged or cut short"),
         ("files:cut.jsonl.zst", "cut.jsonl.zst cannot be read .*damaged or cut short"),
@@ -304,10 +313,30 @@ def test_what_cannot_be_read_is_said(tmp_path, spec, message):
 def test_an_absent_field_is_said_before_the_corpus_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(corpora, "_PATIENCE", 5)
     write_lines(tmp_path / "a.jsonl", *[{"body": "b"}] * 6, {"text": "too late"})
-    with pytest.raises(InputError, match="'files:a.jsonl' has no text 'text': its fields are body"):
+    with pytest.raises(InputError, match="'files:a.jsonl' has no field 'text', only body"):
         texts(Source("files:a.jsonl"), tmp_path)
     write_lines(tmp_path / "a.jsonl", {"text": "first"}, *[{"body": "b"}] * 9, {"text": "last"})
     assert texts(Source("files:a.jsonl"), tmp_path) == ["first", "last"]
+
+
+def test_a_record_without_its_split_is_never_trained_on(tmp_path):
+    source = Source("files:a.jsonl", split_field="split")
+    write_lines(tmp_path / "a.jsonl", {"text": "v", "split": "val"}, {"text": "unknown"})
+    counts = Counter()
+    assert read(source, tmp_path, counts) == [("val", "v")]
+    assert counts["missing"] == 1
+    write_lines(tmp_path / "a.jsonl", {"text": "a"}, {"text": "b"})
+    with pytest.raises(InputError, match="'files:a.jsonl' has no field 'split', only text"):
+        read(source, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt"])
+def test_a_byte_order_mark_costs_nothing(tmp_path, name):
+    text = "text" if name == "a.txt" else '{"text": "text"}'
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
+    counts = Counter()
+    assert texts(Source(f"files:{name}"), tmp_path, counts) == ["text"]
+    assert not counts["malformed"] + counts["invalid"]
 
 
 @pytest.mark.parametrize("text", ["{a", "{}", "{a.b}", "{a[0]}"])

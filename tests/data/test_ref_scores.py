@@ -1,5 +1,7 @@
 """Scores on disk are those that were written, belong to their rows, and survive a kill."""
 
+import errno
+import os
 import signal
 import subprocess
 import sys
@@ -84,7 +86,7 @@ def test_rows_count_as_done_only_after_their_values_are_on_the_disk(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(np.memmap, "flush", die)
+        patch.setattr(os, "fsync", die)
         with pytest.raises(KeyboardInterrupt):
             writer.flush()
     assert create(tmp_path).missing(EVERY).size == N
@@ -174,3 +176,17 @@ def test_bad_values_are_refused_and_not_counted(tmp_path, block, message):
         writer.write(np.array([5, 2]), values([5, 2]) | block)
     writer.flush()
     assert create(tmp_path).missing(EVERY).size == N
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_an_error_and_not_the_end_of_the_process(tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("this machine does not let root mount a tmpfs")
+    try:
+        writer = create(tmp_path, n_rows=1000, seq_len=500, fields=["x"])
+        with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            writer.write(np.arange(1000), {"x": np.ones((1000, 500))})
+        assert create(tmp_path, n_rows=1000, seq_len=500, fields=["x"]).missing(EVERY).size == N
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path)], check=True)
