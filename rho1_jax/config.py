@@ -58,11 +58,15 @@ def default_config() -> ConfigDict:
     c.select.parts = ()  # ((score, weight), ...) for combined, intersection and union
 
     c.train = _training(lr=3e-3, steps=300)
+    c.train.epochs = 0.0  # times the corpus's rows, where steps is 0
 
     c.loss_chunk_tokens = 4096  # most tokens whose logits exist at once
     c.eval = ConfigDict()
     c.eval.every = 50  # steps
     c.eval.rows = 64  # of each held-out domain, at most
+    c.eval.tasks = ()  # benchmarks (evaluation/harness.py) of the finished policy
+    c.eval.data_dir = ""  # of their files
+    c.eval.limit = 0  # items of each; 0 is all
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 100  # steps
     c.checkpoint.keep = 2
@@ -71,9 +75,12 @@ def default_config() -> ConfigDict:
     return c
 
 
-def source(spec: str, *, text: str = "text", split: str = "", weight: float = 1.0) -> ConfigDict:
+def source(
+    spec: str, *, text: str = "text", split: str = "", weight: float = 1.0, prompt: str = ""
+) -> ConfigDict:
     """One domain of a corpus; the fields are those of data/corpora.py's Source."""
-    return ConfigDict({"spec": spec, "text": text, "split_field": split, "weight": weight})
+    fields = {"spec": spec, "text": text, "split_field": split, "weight": weight, "prompt": prompt}
+    return ConfigDict(fields)
 
 
 def paper_batches(section: ConfigDict, *, tokens: int, seq_len: int, lr: float) -> None:
@@ -87,7 +94,13 @@ def paper_batches(section: ConfigDict, *, tokens: int, seq_len: int, lr: float) 
 def sources(domains: ConfigDict) -> dict[str, Source]:
     """The domains of `data.corpus` or `data.clean` as data/corpora.py takes them."""
     return {
-        name: Source(d.spec, text=d.text, split_field=d.split_field or None, weight=d.weight)
+        name: Source(
+            d.spec,
+            text=d.text,
+            split_field=d.split_field or None,
+            weight=d.weight,
+            prompt=d.prompt,
+        )
         for name, d in domains.items()
     }
 
@@ -120,7 +133,7 @@ def validate(config: ConfigDict) -> None:
         require_known(f"model.{key}", config.model[key], ("float32", "bfloat16"))
     if config.log_every < 1 or config.loss_chunk_tokens < 1:
         raise InputError("log_every and loss_chunk_tokens must be at least 1.")
-    if config.train.steps < 1:
+    if config.train.steps < 1 and config.train.epochs <= 0:
         raise InputError(f"train.steps is {config.train.steps}: set it to at least 1.")
     if needs_reference(config) and not config.reference.init and not config.data.clean:
         raise InputError(

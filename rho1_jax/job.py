@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from rho1_jax import config as config_lib
 from rho1_jax.data import loader
 from rho1_jax.models import llama
-from rho1_jax.run import Model, Run, Scores, apply_fn, weights
+from rho1_jax.run import Model, Run, Scores, apply_fn, n_steps, weights
 from rho1_jax.slm import step
 from rho1_jax.slm.selection import Selection
 from rho1_jax.training import checkpoint, optimizer, sharding
@@ -43,7 +42,7 @@ def train(run: Run, job: Job) -> bool:
     """
     c, t = run.config, job.settings
     rows = run.train_rows(job.domains)
-    steps = t.steps or math.ceil(t.epochs * sum(map(len, rows.values())) / t.batch_size)
+    steps = n_steps(t, rows)
     fingerprints = {name: r.fingerprint for name, r in rows.items()}
     binding = {**job.binding, "rows": config_lib.digest(fingerprints)}
     sharding.require_divisible(t.batch_size, t.accumulation, run.mesh, job.name)

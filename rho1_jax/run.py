@@ -6,6 +6,7 @@ of them lies in the folder is known here.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rho1_jax import config as config_lib
 from rho1_jax.data import corpora, loader, ref_scores
 from rho1_jax.errors import InputError
 from rho1_jax.evaluation.heldout import heldout_losses
-from rho1_jax.models import llama, presets, tokenizer
+from rho1_jax.models import llama, load, presets, tokenizer
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.models.tokenizer import Tokenizer
 from rho1_jax.slm import losses, step
@@ -51,7 +52,9 @@ class Run:
             tok = tokenizer.train(self._texts(), c.tokenizer.vocab_size)
         else:
             named = c.model.init if c.tokenizer.source == "init" else c.tokenizer.source
-            tok = tokenizer.load(checkpoint.locate(named))
+            place = load.locate(named)
+            trained_here = place / "checkpoints"
+            tok = tokenizer.load(trained_here if trained_here.exists() else place)
         folder.mkdir(parents=True, exist_ok=True)
         tok.save(folder)
         return tok
@@ -79,12 +82,13 @@ class Run:
     def visited_rows(self) -> dict[str, np.ndarray]:
         """domain -> the corpus rows that training will read, ascending."""
         c = self.config
+        rows = self.train_rows(c.data.corpus)
         return loader.visited_rows(
-            self.train_rows(c.data.corpus),
+            rows,
             weights(c.data.corpus),
             batch_size=c.train.batch_size,
             seed=c.seed,
-            num_steps=c.train.steps,
+            num_steps=n_steps(c.train, rows),
         )
 
     def put(self, batch: Mapping[str, np.ndarray]) -> step.Batch:
@@ -181,3 +185,9 @@ def apply_fn(shape: LlamaConfig) -> losses.Apply:
 
 def weights(domains: ConfigDict) -> dict[str, float]:
     return {name: source.weight for name, source in domains.items()}
+
+
+def n_steps(settings: ConfigDict, rows: Mapping[str, loader.Rows]) -> int:
+    """The steps of a `reference` or `train` section: as many as it says, or by its epochs."""
+    by_epochs = settings.epochs * sum(map(len, rows.values())) / settings.batch_size
+    return settings.steps or math.ceil(by_epochs)

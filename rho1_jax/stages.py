@@ -18,7 +18,8 @@ from rho1_jax import jsonfile
 from rho1_jax.analysis import report as report_page
 from rho1_jax.data import builder, loader, ref_scores
 from rho1_jax.errors import InputError
-from rho1_jax.evaluation import selected
+from rho1_jax.evaluation import harness, selected
+from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.job import Job, say
 from rho1_jax.job import train as train_job
 from rho1_jax.models import tokenizer
@@ -136,6 +137,7 @@ def evaluate(run: Run) -> None:
         models["reference"] = run.reference()
     binding = {name: checkpoint.fingerprint(params) for name, (params, _) in models.items()}
     binding |= {name: rows.fingerprint for name, rows in run.heldout_rows().items()}
+    binding["tasks"] = config_lib.digest([*c.eval.tasks, c.eval.data_dir, c.eval.limit])
     if out.exists() and samples.exists() and jsonfile.read(out)["binding"] == binding:
         return say("evaluate", "finished, skipped")
 
@@ -154,6 +156,17 @@ def evaluate(run: Run) -> None:
     # A sample is judged as one batch, whatever the scope in training.
     sample |= selected.mark(sample, dataclasses.replace(run.selection, scope="batch"))
     np.savez_compressed(samples, **sample)  # type: ignore[arg-type]
+    if c.eval.tasks:
+        params, shape = models["policy"]
+        found = harness.evaluate(
+            Scorer(params, shape, run.tokenizer, batch_size=c.score.batch_size),
+            c.eval.tasks,
+            out=run.folder / "benchmarks",
+            data_dir=c.eval.data_dir,
+            limit=c.eval.limit or None,
+        )
+        result["tasks"] = found["tasks"]
+        say("evaluate", f"benchmarks of the policy\n{harness.table(found)}")
     jsonfile.write(out, result)
     return None
 

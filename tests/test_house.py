@@ -18,6 +18,7 @@ FLOORS = {
 ON_ONE_FLOOR = {  # the imports allowed between neighbours, all in one direction
     ("run", "config"), ("stages", "config"), ("stages", "run"), ("stages", "analysis"),
     ("stages", "job"), ("job", "config"), ("job", "run"),
+    ("evaluation", "training"),
     ("jsonfile", "errors"),
     ("main", "config"), ("main", "run"), ("main", "stages"),
 }  # fmt: skip

@@ -25,7 +25,7 @@ from tensorflow_datasets.core.sequential_writer import SequentialWriter
 from tqdm import tqdm
 
 from rho1_jax import jsonfile
-from rho1_jax.data import builtin, corpora
+from rho1_jax.data import builtin, corpora, dialogs
 from rho1_jax.data.corpora import Document, Source
 from rho1_jax.errors import InputError
 
@@ -36,6 +36,7 @@ _SHARD = 2**28  # tokens in one file
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # by split
+Marks = Sequence[str]  # of "useful" and "trained", those that a source has
 
 
 @runtime_checkable
@@ -55,16 +56,17 @@ class PackedRows(FileReaderBuilder):
     """A TFDS dataset of packed rows, streamed to ArrayRecord.
 
     Features: `tokens [S+1]`; `length`, how many of the S targets are real; `bytes`, the UTF-8
-    bytes of the targets' text; and, where the source knows the truth, `useful [S]`.
+    bytes of the text of those that carry loss; where the source knows the truth, `useful [S]`; and
+    where only some targets carry loss, `trained [S]`.
     """
 
     VERSION = tfds.core.Version("1.0.0")
     url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
     def __init__(
-        self, *, data_dir: Path, seq_len: int, vocab_size: int, useful: bool, rows: Iterable[Rows]
+        self, *, data_dir: Path, seq_len: int, vocab_size: int, marks: Marks, rows: Iterable[Rows]
     ):
-        self._seq_len, self._vocab_size, self._useful = seq_len, vocab_size, useful
+        self._seq_len, self._vocab_size, self._marks = seq_len, vocab_size, marks
         self._rows = rows
         super().__init__(data_dir=data_dir, file_format="array_record")
 
@@ -74,8 +76,7 @@ class PackedRows(FileReaderBuilder):
             "length": np.int32,
             "bytes": np.int64,
         }
-        if self._useful:
-            features["useful"] = _raw(self._seq_len, np.bool_)
+        features |= {mark: _raw(self._seq_len, np.bool_) for mark in self._marks}
         return tfds.core.DatasetInfo(
             builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
         )
@@ -136,7 +137,7 @@ def prepare(
         "sources": _sources_hash(source, files),
         "tokenizer": tokenizer.fingerprint,
         "seq_len": seq_len,
-    }
+    } | ({"prompt": source.prompt} if source.in_parts else {})
     if old.get("binding") == binding:
         print(f"{domain}: up to date, skipped ({_said(old)})", flush=True)
         if old["files"] != files:  # touched, the same inside: spare the next hashing
@@ -154,9 +155,8 @@ def prepare(
         _clear(folder)
         raise InputError(f"A file of {source.spec!r} changed while it was read: run again.")
     manifest = {"domain": domain, "binding": binding, "files": files} | manifest
-    jsonfile.write(
-        folder / "manifest.json", manifest
-    )  # last: without it the folder counts as unfinished
+    # Last: without it the folder counts as unfinished.
+    jsonfile.write(folder / "manifest.json", manifest)
     seconds = time.monotonic() - start
     rate = sum(s["tokens"] for s in manifest["splits"].values()) / seconds
     print(f"{domain}: built ({_said(manifest)}; {rate:,.0f} tokens/s)", flush=True)
@@ -172,14 +172,14 @@ def _build(
     domain: str, source: Source, root: str | Path, tokenizer: Tokenizer, seq_len: int, folder: Path
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
-    known = source.scheme == "builtin"
-    splits = {split: _Packer(tokenizer, seq_len, known) for split in SPLITS}
+    marks = ["useful"] * (source.scheme == "builtin") + ["trained"] * source.in_parts
+    splits = {split: _Packer(tokenizer, seq_len, marks) for split in SPLITS}
     stream = corpora.split_documents(source, root=root, counts=counts)
     builder = PackedRows(
         data_dir=folder,
         seq_len=seq_len,
         vocab_size=tokenizer.vocab_size,
-        useful=known,
+        marks=marks,
         rows=_packed(stream, tokenizer, splits, domain),
     )
     with tempfile.TemporaryDirectory() as nothing:
@@ -241,20 +241,21 @@ def _encoded(
 class _Packer:
     """The stream of one split, cut into rows as it grows."""
 
-    def __init__(self, tokenizer: Tokenizer, seq_len: int, known: bool):
+    def __init__(self, tokenizer: Tokenizer, seq_len: int, marks: Marks):
         self._separator, self._dtype = tokenizer.separator_id, _token_dtype(tokenizer.vocab_size)
-        self._seq_len, self._known = seq_len, known
-        # Each token of the stream not yet cut: its id, its bytes, whether it is useful.
+        self._seq_len, self._marks = seq_len, marks
+        # Each token of the stream not yet cut: its id, its bytes, whether it is useful, trained on.
         self._pending: list[np.ndarray] = []
         self.counts = {"documents": 0, "tokens": 0, "rows": 0, "bytes": 0}
 
     def add(self, document: Document, ids: np.ndarray, starts: np.ndarray) -> None:
         """One document and its separator, which stands for no bytes and is never useful."""
-        tokens = np.zeros((3, len(ids) + 1), np.int32)
+        tokens = np.zeros((4, len(ids) + 1), np.int32)
         tokens[0, :-1], tokens[0, -1] = ids, self._separator
         tokens[1, :-1] = token_bytes(document.text, starts)
         for start, stop in document.useful or ():
             tokens[2, :-1] |= (starts >= start) & (starts < stop)
+        tokens[3] = dialogs.trained_tokens(document.trained or (), starts, len(document.text))
         self._pending.append(tokens)
         self.counts["documents"] += 1
         self.counts["tokens"] += tokens.shape[1]
@@ -279,8 +280,10 @@ class _Packer:
         part = np.pad(part, ((0, 0), (0, self._seq_len - length)))
         part[0, length + 1 :] = self._separator
         tokens = part[0].astype(self._dtype)
-        row = {"tokens": tokens, "length": np.int32(length), "bytes": part[1, 1:].sum()}
-        return row | ({"useful": part[2, 1:].astype(bool)} if self._known else {})
+        marked = dict(zip(("useful", "trained"), part[2:, 1:].astype(bool), strict=True))
+        counted = part[1, 1:] * marked["trained"] if "trained" in self._marks else part[1, 1:]
+        row = {"tokens": tokens, "length": np.int32(length), "bytes": counted.sum()}
+        return row | {mark: marked[mark] for mark in self._marks}
 
 
 def token_bytes(text: str, starts: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ longer than `records.GIANT` characters are cut. What cannot be used is counted, 
 import dataclasses
 import glob
 import hashlib
+import json
 import re
 import string
 from collections import Counter
@@ -16,10 +17,12 @@ from typing import Any, NamedTuple
 
 import huggingface_hub
 
-from rho1_jax.data import builtin, records
+from rho1_jax.data import builtin, dialogs, records
+from rho1_jax.data.dialogs import Spans
 from rho1_jax.data.records import SUFFIXES, Record, border, decoded, reason
 from rho1_jax.errors import InputError
 
+MESSAGES = "messages"
 _PATIENCE = 1000  # records without the text field before that is an error
 _VAL_NAMES = frozenset({"val", "valid", "validation", "test"})
 
@@ -31,6 +34,9 @@ class Source:
     spec: `files:GLOB[,GLOB]`, `tfds:NAME`, `hf:REPO[/FOLDER][@REVISION]` or `builtin:NAME`.
     text: the field that holds the text, or a template over fields, `"{question}\\n{answer}"`, or
         several of these separated by ` | `: a record's text is the first whose fields it has.
+    prompt: a template of what comes before the text and carries no loss; nor does the output of
+        tools in a text with a prompt. The text "messages" is a conversation (data/dialogs.py), of
+        which only the answers carry loss.
     split_field: the field that says train or val. Without it the splits that a TFDS or hub
         dataset names itself decide; where no val is named, 1 % of the documents by their hash.
     weight: its share of a mixture's tokens, relative to the other sources' weights.
@@ -40,6 +46,12 @@ class Source:
     text: str = "text"
     split_field: str | None = None
     weight: float = 1.0
+    prompt: str = ""
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether only some spans of a text carry loss."""
+        return bool(self.prompt) or self.text == MESSAGES
 
     @property
     def scheme(self) -> str:
@@ -51,10 +63,12 @@ class Source:
 
 
 class Document(NamedTuple):
-    """`useful`: character spans worth learning where the source knows the truth, else None."""
+    """`useful`: character spans worth learning where the source knows the truth, else None.
+    `trained`: those that carry loss, None for all of the text."""
 
     text: str
-    useful: tuple[tuple[int, int], ...] | None
+    useful: Spans | None
+    trained: Spans | None = None
 
 
 def documents(
@@ -121,11 +135,15 @@ def _whole_documents(
         yield from ((None, Document(*pair)) for pair in builtin.documents(source.place))
         return
     templates = [_template(part) for part in source.text.split(" | ")]
-    also = {source.split_field} if source.split_field else set()
+    prompt, asked = _template(source.prompt) if source.prompt else ("", [])
+    also = {source.split_field, *asked} if source.split_field else {*asked}
     choices = [{*fields, *also} for _, fields in templates]
     met, seen = False, 0
     for record, split in _records(source, root, choices, counts):
-        texts = {field: _string(record.get(field), counts) for field in set().union(*choices)}
+        texts = {
+            field: _string(_encoded(record.get(field), source), counts)
+            for field in set().union(*choices)
+        }
         values = {field: text for field, text in texts.items() if text is not None}
         chosen = next((i for i, fields in enumerate(choices) if fields <= values.keys()), None)
         if chosen is None:
@@ -142,7 +160,16 @@ def _whole_documents(
             continue
         if source.split_field is not None:
             split = _named_split(values[source.split_field])
-        yield split, Document(template.format_map(values), None)
+        text, trained = template.format_map(values), None
+        if source.prompt:
+            text, trained = dialogs.answered(prompt.format_map(values), text)
+        elif source.text == MESSAGES:
+            conversation = dialogs.chat(text)
+            if conversation is None:
+                counts["malformed"] += 1
+                continue
+            text, trained = conversation
+        yield split, Document(text, None, trained)
     if seen and not met:
         raise InputError(f"{source.spec!r} has no field {lacking!r}, only {', '.join(record)}.")
 
@@ -223,6 +250,11 @@ def _template(text: str) -> tuple[str, list[str]]:
     return template, fields
 
 
+def _encoded(value: Any, source: Source) -> Any:
+    """A conversation as JSON; anything else as it is."""
+    return json.dumps(value) if source.text == MESSAGES and isinstance(value, list) else value
+
+
 def _string(value: Any, counts: Counter[str]) -> str | None:
     if isinstance(value, bytes):
         return decoded(value, counts)
@@ -245,7 +277,9 @@ def _pieces(document: Document, counts: Counter[str]) -> Iterator[Document]:
     counts["giant"] += 1
     while start < len(text):
         stop = start + border(text[start : start + records.GIANT + 1])
-        yield Document(text[start:stop], None)
+        inside = [(max(a - start, 0), min(b, stop) - start) for a, b in document.trained or ()]
+        trained = tuple((a, b) for a, b in inside if a < b)
+        yield Document(text[start:stop], None, None if document.trained is None else trained)
         start = stop
 
 

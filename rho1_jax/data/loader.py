@@ -26,7 +26,8 @@ class Rows:
     """Random access to the packed rows of one domain and split.
 
     `rows[i]` is {"tokens": int32 [S+1], "length": int, "bytes": int} and, where the source knows
-    the truth, "useful": bool [S]; `rows.__getitems__([i, ...])` reads several.
+    the truth, "useful", or where only some targets carry loss, "trained": bool [S];
+    `rows.__getitems__([i, ...])` reads several.
     `fingerprint` names the rows' content: what was read, by which tokenizer, cut how.
     """
 
@@ -194,7 +195,7 @@ def _batch_of(rows: Rows, row_ids: np.ndarray, size: int) -> dict[str, np.ndarra
     filler = {name: np.zeros_like(value) for name, value in read[0].items()}
     read += [filler] * (size - len(read))
     batch = {name: np.stack([row[name] for row in read]) for name in read[0]}
-    batch["valid"] = _valid(batch.pop("length")[:, None], rows.seq_len)
+    batch["valid"] = _valid(batch.pop("length")[:, None], rows.seq_len, batch.pop("trained", None))
     batch["row"] = np.pad(row_ids, (0, size - len(row_ids)), constant_values=-1)
     return batch
 
@@ -225,13 +226,15 @@ class _Examples:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         row = self._rows[index]
         example = {name: row[name] for name in ("tokens", *self._useful)}
-        example["valid"] = _valid(row["length"], self._rows.seq_len)
+        example["valid"] = _valid(row["length"], self._rows.seq_len, row.get("trained"))
         scores = {name: np.float32(values[index]) for name, values in self._scores.items()}
         return example | scores
 
 
-def _valid(length: Any, seq_len: int) -> np.ndarray:
-    return np.arange(seq_len) < length
+def _valid(length: Any, seq_len: int, trained: np.ndarray | None) -> np.ndarray:
+    """True on targets that carry loss: no padding, and of a fine-tuning text only the answers."""
+    real = np.arange(seq_len) < length
+    return real if trained is None else real & trained
 
 
 def _domain_seed(seed: int, domain: str) -> int:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 _BLOCK = 128
 
@@ -26,6 +26,18 @@ def causal_attention(
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=True, local_window_size=local, implementation="cudnn"
     )
+
+
+def cached_attention(
+    q: Float[Array, "B 1 H hd"],
+    k: Float[Array, "B K T hd"],
+    v: Float[Array, "B K T hd"],
+    visible: Bool[Array, "B T"],
+) -> Float[Array, "B 1 H hd"]:
+    """One query per row against a cache of keys and values, each row with its own mask."""
+    batch, _, _, head_dim = q.shape
+    rows = (q * head_dim**-0.5).reshape(batch, k.shape[1], -1, 1, head_dim)  # [B, K, H/K, 1, hd]
+    return _attend(rows, k, v, visible[:, None, None, None]).reshape(q.shape)
 
 
 def _cudnn_fits(q: Array) -> bool:
@@ -59,7 +71,7 @@ def _attend_in_blocks(q: Array, k: Array, v: Array, window: int | None) -> Array
 
 
 def _attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """q [B, K, G, s, hd], k and v [B, K, t, hd], visible [s, t] -> [B, K, G, s, hd]."""
+    """q [B, K, G, s, hd], k and v [B, K, t, hd], visible [.., s, t] -> [B, K, G, s, hd]."""
     # A group's queries are rows of one matrix: the shared keys are read once.
     rows = q.reshape(*q.shape[:2], -1, q.shape[-1])
     scores = jnp.einsum("bkrd,bktd->bkrt", rows, k, preferred_element_type=jnp.float32)

@@ -1,149 +1,153 @@
-"""Weights from other people's files, in the tree that models/llama.py describes: GGUF so far.
+"""A trained model as a Hugging Face folder, which transformers, vLLM and lm-eval open.
 
-GGUF stores a matrix as [out, in] where ours are [in, out], and each layer under its own name. It
-also reorders the rows of q and k within each head, because llama.cpp rotates neighbours
-(x[2i], x[2i+1]) where llama.py rotates halves (x[i], x[i + hd/2]).
+    python -m rho1_jax.models.convert --checkpoint=RUN_OR_MODEL --out=DIR
+
+DIR gets safetensors, config.json, generation_config.json, the tokenizer, and a model card that says
+what a run's folder knows: base model, corpora, selection, tokens, evaluation.
 """
 
-from collections.abc import Callable
+import argparse
+import csv
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
-
+from rho1_jax import jsonfile
 from rho1_jax.errors import InputError
-from rho1_jax.models.llama import LlamaConfig, Params
-
-_REQUIRED = object()
-
-
-def load(path: str | Path) -> tuple[Params, LlamaConfig]:
-    """Parameters (float32 numpy arrays) and shape of a GGUF file of the architecture "llama".
-
-    Quantised tensors become float32; layers are stacked, q and k put back into half-split order.
-
-    Raises InputError for any other file, and for a damaged or incomplete one, saying what is wrong.
-    """
-    if Path(path).suffix != ".gguf":
-        raise InputError(f"{path} is no .gguf file, the one format that weights are read from.")
-    reader = open_gguf(path)
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    if "rope_freqs.weight" in tensors:
-        raise InputError(f"{path} stretches its rotary positions, which llama.py does not.")
-    config = _config(reader, path, tied_head="output.weight" not in tensors)
-
-    def read(name: str, *shape: int) -> np.ndarray:
-        return _dequantized(tensors, f"{name}.weight", shape, path)
-
-    c = config
-    params: dict[str, Any] = {
-        "embed": read("token_embd", c.vocab_size, c.width),
-        "layers": _layers(read, config),
-        "final_norm": read("output_norm", c.width),
-    }
-    if not c.tied_head:
-        params["head"] = read("output", c.vocab_size, c.width)
-    return params, config
+from rho1_jax.models import huggingface, load
+from rho1_jax.models.llama import LlamaConfig, Params, param_count
+from rho1_jax.models.tokenizer import Tokenizer
 
 
-def _layers(read: Callable[..., np.ndarray], c: LlamaConfig) -> dict[str, np.ndarray]:
-    """Every layer tensor, all layers stacked on the first axis."""
-    q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-
-    def stack(name: str, layer: Callable[[str], np.ndarray]) -> np.ndarray:
-        return np.stack([layer(f"blk.{i}.{name}") for i in range(c.n_layers)])
-
-    def matrix(name: str, d_in: int, d_out: int) -> np.ndarray:
-        return stack(name, lambda layer: read(layer, d_out, d_in).T)
-
-    def rotated(name: str, d_out: int) -> np.ndarray:
-        return stack(name, lambda layer: _pairs_to_halves(read(layer, d_out, c.width), c).T)
-
-    return {
-        "attn_norm": stack("attn_norm", lambda layer: read(layer, c.width)),
-        "q": rotated("attn_q", q_width),
-        "k": rotated("attn_k", kv_width),
-        "v": matrix("attn_v", c.width, kv_width),
-        "o": matrix("attn_output", q_width, c.width),
-        "mlp_norm": stack("ffn_norm", lambda layer: read(layer, c.width)),
-        "gate": matrix("ffn_gate", c.width, c.ffn_width),
-        "up": matrix("ffn_up", c.width, c.ffn_width),
-        "down": matrix("ffn_down", c.ffn_width, c.width),
-    }
+def export(
+    folder: Path,
+    params: Params,
+    config: LlamaConfig,
+    tok: Tokenizer,
+    *,
+    card: str,
+    dtype: str = "float32",
+) -> None:
+    """Write the model into `folder`, which must be new or empty. float32 keeps every bit."""
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder} is not empty: give --out a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Documents are separated by one token, so it ends one and begins the next.
+    ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tok.separator_id)
+    huggingface.save(folder, params, config, dtype=dtype, more=ends)
+    jsonfile.write(folder / "generation_config.json", ends)
+    _save_tokenizer(folder, tok, config.max_length)
+    (folder / "README.md").write_text(card)
 
 
-def _pairs_to_halves(rows: np.ndarray, c: LlamaConfig) -> np.ndarray:
-    """Rows 0, 2, 4, .. of each head first, then 1, 3, 5, ..: [heads*hd, D]."""
-    pairs = rows.reshape(-1, c.head_dim // 2, 2, c.width)
-    return pairs.swapaxes(1, 2).reshape(rows.shape)
+def model_card(source: str, config: LlamaConfig, *, name: str, dtype: str) -> str:
+    """The README.md of the model at `source`; a run's folder says how it came about."""
+    run = load.locate(source)
+    trained = _training(run) if (run / "checkpoints" / load.MODEL_FILE).exists() else []
+    base = jsonfile.read(run / "config.json").get("model", {}).get("init") if trained else source
+    hub_name = base if base and base.count("/") == 1 and not Path(base).exists() else None
+    header = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
+    header += [f"base_model: {hub_name}"] if hub_name else []
+    facts = [("parameters", f"{param_count(config):,}"), ("stored as", dtype), *trained]
+    if not trained:
+        facts.insert(0, ("made from", source))
+    table = ["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in facts)]
+    return "\n".join(
+        [
+            *header, "tags: [rho-1, selective-language-modeling]", "---", "", f"# {name}", "",
+            "Trained and written by rho1_jax (Selective Language Modeling, arXiv 2404.07965)."
+            if trained else "Converted by rho1_jax.",
+            "", *table, *_evaluation(run if trained else None), "", "## Load", "", "```python",
+            "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+            'model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="auto")',
+            'tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")', "```", "",
+            "The tokenizer adds no special tokens: the model was trained on text without them. "
+            f"Its context is {config.max_length:,} tokens.", "",
+        ]
+    )  # fmt: skip
 
 
-def _dequantized(tensors: dict, name: str, shape: tuple[int, ...], path: str | Path) -> np.ndarray:
-    if name not in tensors:
-        raise InputError(f"{path} has no tensor {name!r}: the file is incomplete.")
-    stored = tuple(int(n) for n in reversed(tensors[name].shape))
-    if stored != shape:
-        raise InputError(
-            f"{path}: tensor {name!r} is {stored} where its metadata asks for {shape}."
+def _save_tokenizer(folder: Path, tok: Tokenizer, max_length: int) -> None:
+    """Its file, and the tokenizer_config.json that has AutoTokenizer split text as we do."""
+    tok.save(folder)
+    end = tok.vocabulary[tok.separator_id]
+    settings = {"eos_token": end, "pad_token": end, "model_max_length": max_length}
+    if (folder / "tokenizer.model").exists():
+        settings |= {"tokenizer_class": "LlamaTokenizer", "bos_token": end, "legacy": False}
+        settings |= {"add_bos_token": False, "add_eos_token": False}
+    else:
+        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end}
+    settings["clean_up_tokenization_spaces"] = False
+    jsonfile.write(folder / "tokenizer_config.json", settings)
+
+
+def _training(run: Path) -> list[tuple[str, str]]:
+    """What a run's config.json and metrics.csv say of the training."""
+    c, rows = jsonfile.read(run / "config.json"), []
+    if (run / "metrics.csv").exists():
+        with (run / "metrics.csv").open(newline="") as f:
+            rows = list(csv.DictReader(f))
+    select, data = c["select"], c["data"]
+    facts = [
+        ("base model", c["model"]["init"] or f"none: {c['model']['preset']} from random weights"),
+        ("corpus", _sources(data["corpus"])),
+        ("clean text of the reference", c["reference"]["init"] or _sources(data["clean"])),
+        ("score", f"{select['score']}, scope {select['scope']}"),
+        ("ratio", f"{select['ratio']}"),
+        ("sequence length", f"{data['seq_len']:,}"),
+        ("learning rate", f"{c['train']['lr']:g}"),
+    ]
+    if rows:
+        tokens = [0, *(int(row["tokens"]) for row in rows)]
+        # A row stands for the steps since the row before it.
+        selected = sum(
+            float(row["selected_share"]) * (b - a)
+            for row, a, b in zip(rows, tokens, tokens[1:], strict=False)
         )
+        facts += [
+            ("steps", rows[-1]["step"]),
+            ("tokens seen", f"{tokens[-1]:,}"),
+            ("tokens selected", f"{round(selected):,}"),
+        ]
+    return facts
+
+
+def _sources(domains: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} ({d['spec']}, weight {d['weight']:g})" for name, d in domains.items())
+
+
+def _evaluation(run: Path | None) -> list[str]:
+    """Held-out losses of each model that eval.json has."""
+    if run is None or not (run / "eval.json").exists():
+        return []
+    result = jsonfile.read(run / "eval.json")
+    lines = ["", "## Held-out text", "", "| model | text | nats per token | bits per byte |",
+             "| --- | --- | --- | --- |"]  # fmt: skip
+    for model in ("initial", "reference", "policy"):
+        for domain, r in result.get(model, {}).items():
+            label = "this model" if model == "policy" else model
+            lines.append(f"| {label} | {domain} | {r['loss']:.3f} | {r['bits_per_byte']:.3f} |")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit code, 2 for bad input."""
+    parser = argparse.ArgumentParser("convert", description="Write a Hugging Face folder.")
+    parser.add_argument("--checkpoint", required=True, help=load.ACCEPTED)
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    args = parser.parse_args(argv)
     try:
-        array = gguf.quants.dequantize(tensors[name].data, tensors[name].tensor_type)
-    except NotImplementedError as error:
-        raise InputError(f"{path}: tensor {name!r} cannot be read: {error}.") from error
-    return np.array(array, np.float32)  # a copy: a view would keep the file mapped
+        params, config, tok = load.load(args.checkpoint)
+        card = model_card(args.checkpoint, config, name=args.out.name, dtype=args.dtype)
+        export(args.out, params, config, tok, card=card, dtype=args.dtype)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"wrote {args.out}")
+    return 0
 
 
-def _config(reader: gguf.GGUFReader, path: str | Path, *, tied_head: bool) -> LlamaConfig:
-    architecture = metadata(reader, path, "general.architecture")
-    if architecture != "llama":
-        raise InputError(
-            f"{path} holds a model of the architecture {architecture!r}: only 'llama' can be read "
-            "(Llama, TinyLlama, Mistral and SmolLM2 are stored as such)."
-        )
-
-    def get(key: str, default: Any = _REQUIRED) -> Any:
-        return metadata(reader, path, f"llama.{key}", default)
-
-    if get("rope.scaling.type", "none") != "none":
-        raise InputError(f"{path} stretches its rotary positions, which llama.py does not.")
-    width, n_heads = get("embedding_length"), get("attention.head_count")
-    head_dim = get("attention.key_length", width // n_heads)
-    return LlamaConfig(
-        vocab_size=get("vocab_size", len(metadata(reader, path, "tokenizer.ggml.tokens", []))),
-        width=width,
-        n_layers=get("block_count"),
-        n_heads=n_heads,
-        n_kv_heads=get("attention.head_count_kv", n_heads),
-        head_dim=head_dim,
-        ffn_width=get("feed_forward_length"),
-        rope_theta=_decimal(get("rope.freq_base", 10_000.0)),
-        norm_eps=_decimal(get("attention.layer_norm_rms_epsilon")),
-        tied_head=tied_head,
-        window=get("attention.sliding_window", None),
-    )
-
-
-def _decimal(stored: float) -> float:
-    """1e-05 rather than 9.999999747378752e-06: the number that was rounded to float32."""
-    return float(str(np.float32(stored)))
-
-
-def open_gguf(path: str | Path) -> gguf.GGUFReader:
-    """The file's metadata and tensors; InputError if it is absent, cut short or something else."""
-    try:
-        return gguf.GGUFReader(path)
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file {path}.") from error
-    except Exception as error:  # the reader trips over damage wherever it meets it
-        raise InputError(f"{path} is not a whole GGUF file: {error}.") from error
-
-
-def metadata(reader: gguf.GGUFReader, path: str | Path, key: str, default: Any = _REQUIRED) -> Any:
-    """The value of one metadata key; InputError if it is absent and has no default."""
-    field = reader.get_field(key)
-    if field is not None:
-        return field.contents()
-    if default is _REQUIRED:
-        raise InputError(f"{path} has no {key!r} in its metadata: the file is incomplete.")
-    return default
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The decoder: Llama, Mistral, TinyLlama and SmolLM2 are settings of it.
+"""The decoder: Llama, Mistral, TinyLlama, SmolLM2, SmolLM3, Qwen2 and Qwen3 are settings of it.
 
 Shapes, one letter per axis:
 
@@ -10,6 +10,8 @@ A block, einsum by einsum (x is the residual stream, [N, D]; norm is RMSNorm):
     h        = norm(x)                                    attn_norm [D]
     q        = nd,de->ne      rotated, as [B, S, H, hd]   q [D, H*hd]
     k, v     = nd,de->ne      k rotated, [B, S, K, hd]    k, v [D, K*hd]
+               Qwen2 adds q_bias, k_bias and v_bias; Qwen3 takes the norm of each head of q and k
+               (q_norm, k_norm [hd]) before they turn; in SmolLM3's nope_layers nothing turns
     scores   = bshd,bthd->bhst / sqrt(hd)                 t <= s, and s - t < window
     x       += ne,ed->nd      of softmax(scores) v        o [H*hd, D]
     h        = norm(x)                                    mlp_norm [D]
@@ -29,6 +31,7 @@ Everything else in this package sees only `init`, `apply` and the dict.
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -39,13 +42,18 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from rho1_jax.errors import InputError
+from rho1_jax.models import rotary
 from rho1_jax.models.attention import causal_attention
+from rho1_jax.models.rotary import RopeScaling
 
 Params = dict[str, Any]
+# q, k, v of a layer -> what attention makes of them, and anything to keep (None in training).
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 _INIT_SCALE = 0.02
 _normal = nn.initializers.normal(_INIT_SCALE)
 _ones = nn.initializers.ones
+_zeros = nn.initializers.zeros
 _REMAT_POLICIES = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -63,9 +71,14 @@ class LlamaConfig:
     n_kv_heads: int
     head_dim: int
     ffn_width: int
+    max_length: int = 2048  # tokens of the longest sequence it was made for; not enforced
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    nope_layers: tuple[int, ...] = ()  # layers whose q and k are not rotated (SmolLM3)
     norm_eps: float = 1e-5
     tied_head: bool = True
+    qkv_bias: bool = False  # Qwen2
+    qk_norm: bool = False  # Qwen3
     window: int | None = None  # tokens a position sees, itself included; None: all before it
     dtype: str = "float32"  # of the computation; parameters are float32 unless the caller casts
     remat: str = "none"  # "none" | "dots" (keep matrix products) | "full" (keep block inputs)
@@ -86,6 +99,19 @@ class LlamaConfig:
             raise InputError(f"dtype={self.dtype!r} must be float32 or bfloat16.")
         if self.remat not in ("none", *_REMAT_POLICIES):
             raise InputError(f"remat={self.remat!r} must be none, dots or full.")
+        if not all(0 <= i < self.n_layers for i in self.nope_layers):
+            raise InputError(
+                f"nope_layers={self.nope_layers} are not among 0..{self.n_layers - 1}."
+            )
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "LlamaConfig":
+        """The config whose dataclasses.asdict went through JSON."""
+        fields = dict(stored)
+        if fields.get("rope_scaling") is not None:
+            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
+        fields["nope_layers"] = tuple(fields.get("nope_layers", ()))
+        return cls(**fields)
 
 
 def init(config: LlamaConfig, key: Array) -> Params:
@@ -106,14 +132,70 @@ def apply(
 
     Both are in config.dtype. Logits are left to the caller, who rarely wants all of them at once.
     """
-    outputs: Any = Decoder(config).apply({"params": params}, tokens)
+    hidden, head, _ = apply_and_keep(params, tokens, config=config)
+    return hidden, head
+
+
+def apply_and_keep(
+    params: Params,
+    tokens: Integer[Array | np.ndarray, "B S"],
+    *,
+    config: LlamaConfig,
+    positions: Integer[Array, "B S"] | None = None,
+    attend: Attend | None = None,
+) -> tuple[Float[Array, "B S D"], Float[Array, "V D"], Any]:
+    """`apply` with other positions than 0..S-1 and other attention than causal.
+
+    Last comes what `attend` kept, that of all layers stacked on a leading axis L.
+    """
+    outputs: Any = Decoder(config, attend).apply({"params": params}, tokens, positions)
     return outputs
+
+
+def unstack(params: Params, config: LlamaConfig) -> Params:
+    """The parameters with "layers" a list of one dict per layer, matrices in config.dtype.
+
+    For `apply_unstacked`, which then neither slices nor casts a weight.
+    """
+
+    def layer(i: int) -> Params:
+        cast = {name: x[i].astype(config.dtype) for name, x in params["layers"].items()}
+        return cast | {name: x[i] for name, x in params["layers"].items() if "norm" in name}
+
+    matrices = {
+        name: params[name].astype(config.dtype) for name in ("embed", "head") & params.keys()
+    }
+    return params | matrices | {"layers": [layer(i) for i in range(config.n_layers)]}
+
+
+def apply_unstacked(
+    params: Params,
+    tokens: Integer[Array, "B S"],
+    positions: Integer[Array, "B S"],
+    attends: Sequence[Attend],
+    *,
+    config: LlamaConfig,
+) -> tuple[Float[Array, "B S D"], Float[Array, "V D"], list[Any]]:
+    """`apply_and_keep` without the scan, each layer with an attention of its own."""
+    c = config
+    x = _embedded(params["embed"], tokens, c).reshape(-1, c.width)
+    angles = rotary.table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+    all_kept = []
+    for i, (layer, attend) in enumerate(zip(params["layers"], attends, strict=True)):
+        rotates = jnp.array(i not in c.nope_layers) if c.nope_layers else None
+        x, kept = Block(c, attend).apply({"params": layer}, x, angles, rotates)
+        all_kept.append(kept)
+    x = _rms_norm(x, params["final_norm"], c.norm_eps)
+    head = params["embed" if c.tied_head else "head"].astype(c.dtype)
+    return x.reshape(*tokens.shape, c.width), head, all_kept
 
 
 def param_count(config: LlamaConfig) -> int:
     """Number of parameters; a tied head is counted once."""
     c = config
     attention = 2 * c.width * c.head_dim * (c.n_heads + c.n_kv_heads)
+    attention += c.qkv_bias * c.head_dim * (c.n_heads + 2 * c.n_kv_heads)
+    attention += c.qk_norm * 2 * c.head_dim
     layer = attention + 3 * c.width * c.ffn_width + 2 * c.width
     embeddings = (1 if c.tied_head else 2) * c.vocab_size * c.width
     return embeddings + c.n_layers * layer + c.width
@@ -136,62 +218,87 @@ class Decoder(nn.Module):
     """Embedding, L blocks, final norm."""
 
     config: LlamaConfig
+    attend: Attend | None = None
 
     @nn.compact
-    def __call__(self, tokens):
+    def __call__(self, tokens, positions=None):
         c = self.config
         batch, seq_len = tokens.shape
         embed = self.param("embed", _normal, (c.vocab_size, c.width))
-        x = embed[tokens].astype(c.dtype)
-        if c.batch_axes is not None:
-            x = jax.lax.with_sharding_constraint(x, PartitionSpec(c.batch_axes, None, None))
+        x = _embedded(embed, tokens, c)
 
         layers = nn.scan(
             _remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0),
             length=c.n_layers,
             unroll=1 if c.scan_layers else c.n_layers,
         )
-        rotary = _rotary_table(seq_len, c.head_dim, c.rope_theta)
-        x, _ = layers(c, name="layers")(x.reshape(-1, c.width), rotary)
+        positions = jnp.arange(seq_len) if positions is None else positions
+        angles = rotary.table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        rotates = None
+        if c.nope_layers:
+            rotates = jnp.array([i not in c.nope_layers for i in range(c.n_layers)])
+        x, kept = layers(c, self.attend, name="layers")(x.reshape(-1, c.width), angles, rotates)
 
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
         head = embed if c.tied_head else self.param("head", _normal, (c.vocab_size, c.width))
-        return x.reshape(batch, seq_len, c.width), head.astype(c.dtype)
+        return x.reshape(batch, seq_len, c.width), head.astype(c.dtype), kept
 
 
 class Block(nn.Module):
     """Attention and SwiGLU, each added to the residual stream x [N, D]."""
 
     config: LlamaConfig
+    attend: Attend | None = None
 
     @nn.compact
-    def __call__(self, x, rotary):
+    def __call__(self, x, angles, rotates=None):
+        """`angles` is rotary.table's; q and k are rotated unless the boolean `rotates` is False."""
         c = self.config
-        seq_len = rotary.shape[1]
+        seq_len = angles.shape[-3]
         q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         into_residual = nn.initializers.normal(_INIT_SCALE / math.sqrt(2 * c.n_layers))
+        if rotates is not None:
+            unturned = jnp.zeros_like(angles).at[0].set(1.0)
+            angles = jnp.where(rotates, angles, unturned)
 
         def weight(name, shape, initializer=_normal):
             return self.param(name, initializer, shape).astype(c.dtype)
 
-        def heads(y):
-            return y.reshape(-1, seq_len, y.shape[-1] // c.head_dim, c.head_dim)
+        def heads(name, width):
+            y = h @ weight(name, (c.width, width))
+            if c.qkv_bias:
+                y += weight(f"{name}_bias", (width,), _zeros)
+            return y.reshape(-1, seq_len, width // c.head_dim, c.head_dim)
+
+        def positioned(name, width):
+            y = heads(name, width)
+            if c.qk_norm:
+                y = _rms_norm(y, self.param(f"{name}_norm", _ones, (c.head_dim,)), c.norm_eps)
+            return rotary.rotate(y, angles)
 
         h = _rms_norm(x, self.param("attn_norm", _ones, (c.width,)), c.norm_eps)
-        q = _rotate(heads(h @ weight("q", (c.width, q_width))), rotary)
-        k = _rotate(heads(h @ weight("k", (c.width, kv_width))), rotary)
-        v = heads(h @ weight("v", (c.width, kv_width)))
-        h = causal_attention(q, k, v, window=c.window).reshape(-1, q_width)
-        x = x + h @ weight("o", (q_width, c.width), into_residual)
+        q, k, v = positioned("q", q_width), positioned("k", kv_width), heads("v", kv_width)
+        if self.attend is None:
+            h, kept = causal_attention(q, k, v, window=c.window), None
+        else:
+            h, kept = self.attend(q, k, v)
+        x = x + h.reshape(-1, q_width) @ weight("o", (q_width, c.width), into_residual)
 
         h = _rms_norm(x, self.param("mlp_norm", _ones, (c.width,)), c.norm_eps)
         gate = h @ weight("gate", (c.width, c.ffn_width))
         up = h @ weight("up", (c.width, c.ffn_width))
         x = x + (nn.silu(gate) * up) @ weight("down", (c.ffn_width, c.width), into_residual)
-        return x, None
+        return x, kept
+
+
+def _embedded(embed: Array, tokens: Array, c: LlamaConfig) -> Array:
+    x = embed[tokens].astype(c.dtype)
+    if c.batch_axes is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(c.batch_axes, None, None))
 
 
 def _remat(block, config: LlamaConfig):
@@ -206,21 +313,3 @@ def _rms_norm(x: Array, scale: Array, eps: float) -> Array:
     x32 = x.astype(jnp.float32)
     inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
     return (x32 * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
-
-
-def _rotary_table(seq_len: int, head_dim: int, theta: float) -> Array:
-    """Cosine and sine, [2, S, 1, hd/2], of position s in plane i: the angle s * theta^(-2i/hd).
-
-    Rotary position embedding: RoFormer, arXiv 2104.09864, section 3.2.
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.arange(seq_len, dtype=jnp.float32)[:, None, None] * frequencies
-    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
-
-
-def _rotate(x: Array, rotary: Array) -> Array:
-    """Turn plane i = (x[i], x[i + hd/2]) by its angle: the half-split layout of Hugging Face."""
-    cos, sin = rotary
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)

@@ -20,7 +20,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rho1_jax.errors import InputError
-from rho1_jax.models import convert
+from rho1_jax.models import gguf_file
 
 SEPARATOR = "<|endoftext|>"
 _END_NAMES = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>")
@@ -244,8 +244,8 @@ def _read_sentencepiece(path: Path) -> _Backend:
 
 
 def _read_gguf(path: Path) -> _Backend:
-    reader = convert.open_gguf(path)
-    get = functools.partial(convert.metadata, reader, path)
+    reader = gguf_file.open_gguf(path)
+    get = functools.partial(gguf_file.metadata, reader, path)
     kind = get("tokenizer.ggml.model")
     if kind == "gpt2":
         return _HuggingFace(_bpe_from_gguf(path, get))

@@ -17,7 +17,7 @@ def schedule(lr: float, warmup_steps: int, steps: int, final_share: float) -> op
 def adamw(
     learning_rate: optax.Schedule, *, b1: float, b2: float, weight_decay: float, clip: float
 ) -> optax.GradientTransformation:
-    """Clip by global norm, then AdamW; norms' scales (rank 1 per layer) are not decayed."""
+    """Clip by global norm, then AdamW; norms and biases (rank 1 per layer) are not decayed."""
     return optax.chain(
         optax.clip_by_global_norm(clip),
         optax.adamw(learning_rate, b1=b1, b2=b2, weight_decay=weight_decay, mask=_decayed),
@@ -25,4 +25,6 @@ def adamw(
 
 
 def _decayed(params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in path[-1].key, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: not path[-1].key.endswith(("norm", "bias")), params
+    )

@@ -28,6 +28,11 @@ PARAMETER_RULES: tuple[tuple[str, P], ...] = (
     (r"^layers/(o|down)$", P(None, "tensor", "fsdp")),
     (r"^(layers/(attn|mlp)|final)_norm$", P()),
 )
+# Parameters that only some architectures have. A test finds each rule used by one that has all.
+OPTIONAL_RULES: tuple[tuple[str, P], ...] = (
+    (r"^layers/(q|k|v)_bias$", P(None, "tensor")),
+    (r"^layers/(q|k)_norm$", P()),
+)
 
 
 def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
@@ -65,23 +70,23 @@ def require_divisible(batch_size: int, accumulation: int, mesh: Mesh, where: str
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     """A NamedSharding for each parameter (arrays or shapes), by the table of rules.
 
-    A parameter without a rule, a rule without a parameter, and an axis that does not divide are
-    errors.
+    A parameter without a rule, a rule without a parameter (unless it is optional), and an axis that
+    does not divide are errors.
     """
     used = set()
 
     def place(path, leaf):
         name = "/".join(key.key for key in path)
-        for i, (pattern, spec) in enumerate(PARAMETER_RULES):
+        for pattern, spec in PARAMETER_RULES + OPTIONAL_RULES:
             if re.search(pattern, name):
-                used.add(i)
+                used.add(pattern)
                 _require_even_split(name, leaf.shape, spec, mesh)
                 return NamedSharding(mesh, spec)
         raise InputError(f"No sharding rule matches parameter {name}: add one to PARAMETER_RULES.")
 
     shardings = jax.tree_util.tree_map_with_path(place, params)
-    for i, (pattern, _) in enumerate(PARAMETER_RULES):
-        if i not in used:
+    for pattern, _ in PARAMETER_RULES:
+        if pattern not in used:
             raise InputError(f"Sharding rule {pattern} matches no parameter: remove or mend it.")
     return shardings
 

@@ -1,4 +1,4 @@
-"""The same weights in transformers and here give the same logits."""
+"""The same weights in transformers and here give the same logits, losses, files and tokens."""
 
 import dataclasses
 
@@ -7,54 +7,56 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rho1_jax.models import llama
+from rho1_jax.models import convert, generate, huggingface, llama, load, tokenizer
+from rho1_jax.slm import losses
 
 torch = pytest.importorskip("torch", reason="PyTorch is the other side of the comparison")
 transformers = pytest.importorskip("transformers", reason="its models are the reference")
 
 SHAPE = {
-    "vocab_size": 96,
+    "vocab_size": 264,
     "hidden_size": 48,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 6,
     "num_key_value_heads": 2,
     "intermediate_size": 80,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 32,  # the rope scalings are tried far past it
     "rms_norm_eps": 1e-5,
+    "eos_token_id": 0,
+    "bos_token_id": 0,
+    "pad_token_id": None,
 }
-CONFIG = llama.LlamaConfig(
-    vocab_size=96, width=48, n_layers=3, n_heads=6, n_kv_heads=2, head_dim=8, ffn_width=80
-)
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "q": "self_attn.q_proj",
-    "k": "self_attn.k_proj",
-    "v": "self_attn.v_proj",
-    "o": "self_attn.o_proj",
-    "mlp_norm": "post_attention_layernorm",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
+LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+# name -> architecture, and what is special about it.
+CASES = {
+    "llama-1": ("Llama", {"num_key_value_heads": 6, "tie_word_embeddings": False}),
+    "tied": ("Llama", {"tie_word_embeddings": True, "head_dim": 16}),
+    "linear": ("Llama", {"rope_scaling": {"type": "linear", "factor": 2.5}}),
+    "dynamic": ("Llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+    "llama3": ("Llama", {"rope_scaling": {"rope_type": "llama3", **LLAMA3}}),
+    "yarn": ("Llama", {"rope_scaling": YARN | {"beta_fast": 8, "beta_slow": 2}}),
+    "yarn, mscale": (
+        "Qwen2",
+        {"rope_scaling": YARN | {"mscale": 1.0, "mscale_all_dim": 0.5, "truncate": False}},
+    ),
+    "mistral": ("Mistral", {"sliding_window": 5, "head_dim": 8}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen2, window": (
+        "Qwen2",
+        {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 0},
+    ),
+    "qwen3": ("Qwen3", {"head_dim": 16}),
+    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
 }
 
 
-def to_ours(model) -> llama.Params:
-    theirs = {name: p.detach().numpy() for name, p in model.named_parameters()}
-    params = {
-        "embed": theirs["model.embed_tokens.weight"],
-        "final_norm": theirs["model.norm.weight"],
-        "layers": {
-            ours: np.stack([theirs[f"model.layers.{i}.{name}.weight"].T for i in range(3)])
-            for ours, name in NAMES.items()
-        },
-    }
-    if "lm_head.weight" in theirs:
-        params["head"] = theirs["lm_head.weight"]
-    return params
-
-
-def randomised(model):
-    """Weights large enough that a wrong rotation or mask shows, norms away from one."""
+def theirs_of(case: str):
+    """A model with weights large enough that a wrong rotation, bias or mask shows."""
+    name, special = CASES[case]
+    special = {"rope_theta": 500.0, **special}
+    config = getattr(transformers, f"{name}Config")(**SHAPE | special)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
     torch.manual_seed(0)
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -62,28 +64,153 @@ def randomised(model):
     return model.eval()
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("window", [None, 5])
-def test_logits_match(window, tied):
-    if window is None:
-        theirs = transformers.LlamaForCausalLM(
-            transformers.LlamaConfig(**SHAPE, rope_theta=500.0, tie_word_embeddings=tied)
-        )
-    else:
-        theirs = transformers.MistralForCausalLM(
-            transformers.MistralConfig(
-                **SHAPE, head_dim=8, rope_theta=500.0, sliding_window=5, tie_word_embeddings=tied
-            )
-        )
-    theirs = randomised(theirs)
-    tokens = np.random.default_rng(0).integers(0, 96, (2, 140))  # longer than a block of attention
-    with torch.no_grad():
-        expected = theirs(torch.tensor(tokens)).logits.numpy()
+@pytest.fixture(scope="module")
+def tokens():
+    return np.random.default_rng(0).integers(0, 264, (2, 140))  # more than a block of attention
 
-    config = dataclasses.replace(CONFIG, rope_theta=500.0, window=window, tied_head=tied)
-    params = to_ours(theirs)
-    assert ("head" in params) is not tied
-    hidden, head = jax.jit(lambda p, t: llama.apply(p, t, config=config))(params, tokens)
-    ours = jnp.einsum("bsd,vd->bsv", hidden, head)
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer.train(["some text to learn from, 12 times"] * 3, 264)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_loss_and_files(case, tokens, tok, tmp_path):
+    """Their folder read here, and ours written and read there: logits equal, weights bitwise."""
+    theirs = theirs_of(case)
+    theirs.save_pretrained(tmp_path / "theirs")
+    params, config = huggingface.load(tmp_path / "theirs")
+
+    with torch.no_grad():
+        batch = torch.tensor(tokens)
+        out = theirs(batch, labels=batch)
+    expected = out.logits.numpy()
     assert np.std(expected) > 0.5
-    np.testing.assert_allclose(ours, expected, atol=1e-4, rtol=0)
+
+    @jax.jit
+    def ours(params, tokens):
+        hidden, head = llama.apply(params, tokens, config=config)
+        loss, _ = losses.token_losses(hidden[:, :-1], head, tokens[:, 1:], chunk_tokens=10_000)
+        return jnp.einsum("bsd,vd->bsv", hidden, head), loss.mean()
+
+    logits, loss = ours(params, tokens)
+    np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
+    np.testing.assert_allclose(loss, out.loss.item(), atol=1e-5, rtol=0)
+
+    folder = tmp_path / "ours"
+    convert.export(folder, params, config, tok, card="")
+    again, same = huggingface.load(folder)
+    assert same == config
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    reopened = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    assert type(reopened) is type(theirs)
+    assert reopened.dtype == torch.float32
+    for name, p in theirs.state_dict().items():
+        torch.testing.assert_close(reopened.state_dict()[name], p, rtol=0, atol=0)
+    with torch.no_grad():
+        np.testing.assert_array_equal(reopened(batch).logits.numpy(), expected)
+
+
+@pytest.mark.parametrize("case", ["mistral", "qwen3", "smollm3", "yarn"])
+def test_greedy_tokens_of_ragged_prompts(case, tmp_path):
+    """As transformers continues each prompt by itself, past the window and the trained length."""
+    theirs = theirs_of(case)
+    theirs.save_pretrained(tmp_path)
+    params, config = huggingface.load(tmp_path)
+    rng = np.random.default_rng(1)
+    prompts = [rng.integers(1, 264, n).tolist() for n in (3, 25, 11)]
+    new = generate.generate(params, config, prompts, max_new_tokens=21)
+    for prompt, ours in zip(prompts, new, strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]), max_new_tokens=21, do_sample=False, eos_token_id=None
+        )
+        assert ours == expected[0, len(prompt) :].tolist()
+
+
+def sentencepiece_tokenizer(folder):
+    """A small SentencePiece BPE model with byte fallback, like Llama's."""
+    import sentencepiece
+
+    text = ["Once upon a time there was a model, which read 12 pages of text."] * 40
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text), model_prefix=str(folder / "m"), vocab_size=300,
+        model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    return tokenizer.load(folder / "m.model")
+
+
+@pytest.mark.parametrize("kind", ["json", "sentencepiece"])
+def test_auto_tokenizer_opens_the_exported_one(kind, tok, tmp_path):
+    ours = tok if kind == "json" else sentencepiece_tokenizer(tmp_path)
+    config = llama.LlamaConfig(
+        vocab_size=ours.vocab_size, width=8, n_layers=1, n_heads=1, n_kv_heads=1, head_dim=8,
+        ffn_width=8,
+    )  # fmt: skip
+    folder = tmp_path / "out"
+    convert.export(folder, llama.init(config, jax.random.key(0)), config, ours, card="")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("some text, 12 times", " once  upon a time\n\n\tthere", "naïve 字 🙂 <|x|>", ""):
+        ids = theirs(text).input_ids
+        assert ids == ours.encode([text])[0].ids.tolist()
+        assert theirs.decode(ids) == text
+    assert theirs.eos_token_id == ours.separator_id
+
+
+def test_bfloat16_export_is_bitwise_for_bfloat16_weights(tok, tmp_path):
+    theirs = theirs_of("qwen2").to(torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "theirs")
+    params, config = huggingface.load(tmp_path / "theirs")
+    assert params["embed"].dtype == jnp.float32
+    convert.export(tmp_path / "ours", params, config, tok, card="", dtype="bfloat16")
+    reopened = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype="auto")
+    for name, p in theirs.state_dict().items():
+        assert reopened.state_dict()[name].dtype == torch.bfloat16
+        torch.testing.assert_close(reopened.state_dict()[name], p, rtol=0, atol=0)
+
+
+PROMPTS = (
+    "The capital of France is", "Once upon a time", "Water boils at", "def fibonacci(n):",
+    "The derivative of x^2 is", "In 1969,", "My favourite food", "A triangle has", "Dear Sir,",
+    "The opposite of hot is", "Photosynthesis is", "import numpy as np\n", "Q: What is 7 times 8?",
+    "The largest planet", "She opened the door and", "To make bread, you need", "E = mc^2 means",
+    "The Roman Empire", "Machine learning", "If it rains tomorrow,",
+)  # fmt: skip
+
+
+@pytest.mark.real_data
+@pytest.mark.slow
+def test_smollm2_continues_twenty_prompts_like_transformers(smollm2_gguf):
+    """Both read the same GGUF file; 64 greedy tokens each, ours in one ragged batch."""
+    pytest.importorskip("accelerate", reason="transformers reads GGUF files only with accelerate")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
+    )
+    params, config, tok = load.load(smollm2_gguf)
+    prompts = [encoded.ids.tolist() for encoded in tok.encode(PROMPTS)]
+    new = generate.generate(params, config, prompts, max_new_tokens=64)
+    for prompt, ours in zip(prompts, new, strict=True):
+        expected = theirs.generate(
+            torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None
+        )
+        assert ours == expected[0, len(prompt) :].tolist()
+
+
+def test_unused_special_cases_are_all_on():
+    """The cases above have every option of LlamaConfig that changes what is computed."""
+    configs = [
+        huggingface.hf_config.read(theirs_of(case).config.to_dict(), "config.json")
+        for case in CASES
+    ]
+    default = llama.LlamaConfig(
+        vocab_size=264, width=48, n_layers=2, n_heads=6, n_kv_heads=2, head_dim=8, ffn_width=80
+    )
+    changed = {
+        field.name
+        for field in dataclasses.fields(default)
+        if any(getattr(c, field.name) != getattr(default, field.name) for c in configs)
+    }
+    assert changed >= {
+        "head_dim", "rope_theta", "rope_scaling", "nope_layers", "tied_head", "qkv_bias",
+        "qk_norm", "window",
+    }  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rho1_jax.errors import InputError
-from rho1_jax.models import convert, llama
+from rho1_jax.models import gguf_file, llama
 
 CONFIG = llama.LlamaConfig(
     vocab_size=24,
@@ -84,7 +84,7 @@ def params():
 def test_a_file_comes_back_as_tree_and_shape(params, tied, tmp_path):
     config = dataclasses.replace(CONFIG, tied_head=tied)
     expected = {k: v for k, v in params.items() if not (tied and k == "head")}
-    loaded, shape = convert.load(write(tmp_path / "m.gguf", expected, config))
+    loaded, shape = gguf_file.load(write(tmp_path / "m.gguf", expected, config))
     assert shape == config
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     assert {x.dtype for x in jax.tree.leaves(loaded)} == {np.dtype("float32")}
@@ -106,7 +106,7 @@ def test_a_file_comes_back_as_tree_and_shape(params, tied, tmp_path):
 def test_other_models_are_refused_in_one_sentence(params, change, message, tmp_path):
     path = write(tmp_path / "m.gguf", params, CONFIG, **change)
     with pytest.raises(InputError, match=message) as error:
-        convert.load(path)
+        gguf_file.load(path)
     assert str(path) in str(error.value)
 
 
@@ -116,14 +116,14 @@ def test_damaged_files_are_refused(params, tmp_path):
     for n in (0, 3, 30, 500, len(whole) // 2, len(whole) - 64):
         cut.write_bytes(whole[:n])
         with pytest.raises(InputError, match="not a whole GGUF file"):
-            convert.load(cut)
+            gguf_file.load(cut)
     cut.write_bytes(b"PK" + whole[2:])
     with pytest.raises(InputError, match="not a whole GGUF file"):
-        convert.load(cut)
+        gguf_file.load(cut)
     with pytest.raises(InputError, match="There is no file"):
-        convert.load(tmp_path / "absent.gguf")
+        gguf_file.load(tmp_path / "absent.gguf")
     with pytest.raises(InputError, match=r"is no \.gguf file"):
-        convert.load(tmp_path / "model.safetensors")
+        gguf_file.load(tmp_path / "model.safetensors")
 
 
 @pytest.mark.real_data
@@ -132,7 +132,7 @@ def test_smollm2_reads_english_only_with_its_heads_in_order(smollm2_gguf):
     """2.97 nats per token as it should be, 4.97 with q and k left in GGUF's order."""
     from rho1_jax.models import presets, tokenizer
 
-    params, config = convert.load(smollm2_gguf)
+    params, config = gguf_file.load(smollm2_gguf)
     assert config == presets.get("smollm2-135m")
     text = (
         "Four score and seven years ago our fathers brought forth on this continent, a new "
@@ -169,7 +169,7 @@ def test_smollm2_agrees_with_transformers(smollm2_gguf):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
     )
-    params, config = convert.load(smollm2_gguf)
+    params, config = gguf_file.load(smollm2_gguf)
     weights = {name: p.detach().numpy() for name, p in theirs.named_parameters()}
     modules = {"q": "self_attn.q_proj", "k": "self_attn.k_proj", "down": "mlp.down_proj"}
     for i in range(config.n_layers):

@@ -1,0 +1,140 @@
+"""A model as evaluation asks it: log-likelihoods and completions, in batches of similar length."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from rho1_jax.models import generate, llama
+from rho1_jax.models.generate import Sampling
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.models.tokenizer import Tokenizer
+
+Scored = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding would write it
+Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
+
+
+# A chat model ends its turn with one of these, where a base model ends the document.
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+
+
+class Scorer:
+    """One model. Under a mesh, `params` and config.batch_axes say what lies where, and batch_size
+    must divide over it. max_length: tokens of context and continuation together.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        config: LlamaConfig,
+        tokenizer: Tokenizer,
+        *,
+        batch_size: int = 8,
+        max_length: int = 2048,
+    ):
+        self.params, self.config, self.tokenizer = params, config, tokenizer
+        self.batch_size, self.max_length = batch_size, max_length
+        vocabulary = tokenizer.vocabulary
+        ends = {vocabulary.index(name) for name in _TURN_ENDS if name in vocabulary}
+        self._stop_ids = {tokenizer.separator_id} | ends
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode([text])[0].ids.tolist()
+
+    def score(
+        self, pairs: Sequence[Pair], done: Callable[[int, Scored], None] = lambda *_: None
+    ) -> list[Scored]:
+        """Of each continuation after its context, which is cut on the left to fit.
+
+        done: called with (index, result) as results come.
+        """
+        results: list[Scored] = [(0.0, True)] * len(pairs)
+        rows = [(context + continuation)[-self.max_length - 1 :] for context, continuation in pairs]
+        for batch in _batches([len(row) for row in rows], self.batch_size):
+            n_scored = [min(len(pairs[i][1]), len(rows[i]) - 1) for i in batch]
+            tokens, lengths = _padded([rows[i] for i in batch], self.batch_size)
+            width = _rounded(max(n_scored))
+            # The continuation's positions in the row of targets, counted from its end.
+            at = lengths[:, None] - 2 - np.arange(width)[::-1]
+            loss, greedy = _continuations(
+                self.params, tokens, np.maximum(at, 0).astype(np.int32), config=self.config
+            )
+            loss, greedy = np.asarray(loss), np.asarray(greedy)
+            for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
+                own = slice(width - n, width)
+                nats = float(loss[row, own].sum(dtype=np.float64))
+                results[i] = -nats, bool(greedy[row, own].all())
+                done(i, results[i])
+        return results
+
+    def complete(
+        self,
+        texts: Sequence[str],
+        *,
+        stop: Sequence[str],
+        max_new_tokens: int,
+        sampling: Sampling = generate.GREEDY,
+        done: Callable[[int, str], None] = lambda *_: None,
+    ) -> list[str]:
+        """The continuation of each text, ended before the first stop string."""
+        results = [""] * len(texts)
+        room = self.max_length - max_new_tokens
+        prompts = [self.encode(text)[-room:] or [self.tokenizer.separator_id] for text in texts]
+        for batch in _batches([len(p) for p in prompts], self.batch_size):
+            rows = generate.generate(
+                self.params,
+                self.config,
+                [prompts[i] for i in batch],
+                max_new_tokens=max_new_tokens,
+                stop_ids=self._stop_ids,
+                finished=lambda row: any(s in self.tokenizer.decode(row) for s in stop),
+                sampling=sampling,
+            )
+            for i, row in zip(batch, rows, strict=True):
+                results[i] = _until(self.tokenizer.decode(row), stop)
+                done(i, results[i])
+        return results
+
+
+@jax.jit(static_argnames="config")
+def _continuations(
+    params: Any, tokens: Int[Array, "B T"], at: Int[Array, "B C"], *, config: LlamaConfig
+) -> tuple[Float[Array, "B C"], Bool[Array, "B C"]]:
+    """-log p of the targets at those positions, and whether they are the likeliest tokens."""
+    hidden, head = llama.apply(params, tokens[:, :-1], config=config)
+    hidden = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
+    targets = jnp.take_along_axis(tokens[:, 1:], at, axis=1)
+    logits = jnp.einsum("bcd,vd->bcv", hidden, head, preferred_element_type=jnp.float32)
+    at_target = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
+    loss = jax.nn.logsumexp(logits, axis=-1) - at_target
+    return loss, jnp.argmax(logits, axis=-1) == targets
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Indices by length, the longest first: what does not fit is found out at once."""
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _padded(rows: list[list[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """tokens [n_rows, T] padded on the right, lengths [n_rows]; missing rows are filler."""
+    tokens = np.zeros((n_rows, 1 + _rounded(max(map(len, rows)) - 1)), np.int32)
+    lengths = np.full(n_rows, 2, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+        lengths[i] = len(row)
+    return tokens, lengths
+
+
+def _rounded(n: int) -> int:
+    """Up to one of four sizes per doubling: few shapes to compile, little padding."""
+    step = 1 << max(0, (n - 1).bit_length() - 3)
+    return -(-max(n, 1) // step) * step
+
+
+def _until(text: str, stop: Sequence[str]) -> str:
+    ends = [text.find(s) for s in stop if s and s in text]
+    return text[: min(ends, default=len(text))]
