@@ -100,13 +100,18 @@ def init(config: LlamaConfig, key: Array) -> Params:
 
 
 def apply(
-    params: Params, tokens: Integer[Array | np.ndarray, "B S"], *, config: LlamaConfig
+    params: Params,
+    tokens: Integer[Array | np.ndarray, "B S"],
+    *,
+    config: LlamaConfig,
+    rowwise: Any = None,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "V D"]]:
     """Hidden states after the final norm, and the head: logits = hidden @ head.T.
 
     Both are in config.dtype. Logits are left to the caller, who rarely wants all of them at once.
+    rowwise: how to call, and go back through, what acts on each row by itself; see EveryRow.
     """
-    outputs: Any = Decoder(config).apply({"params": params}, tokens)
+    outputs: Any = Decoder(config, rowwise or EveryRow()).apply({"params": params}, tokens)
     return outputs
 
 
@@ -132,10 +137,35 @@ def flops_per_token(config: LlamaConfig, seq_len: int) -> int:
     return 2 * (c.n_layers * (weights + attention) + c.vocab_size * c.width)
 
 
+@dataclasses.dataclass(frozen=True)
+class EveryRow:
+    """Calls functions of rows plainly: the exact backward pass. `marks` pass through untouched.
+
+    Another object with these methods may go back through fewer rows (slm/backward.py).
+    """
+
+    def start(self, batch: int, seq_len: int) -> Any:  # noqa: ARG002
+        """The marks that accompany the residual stream."""
+        return None
+
+    def enter(self, marks):
+        """Called at the bottom of each block."""
+        return marks
+
+    def __call__(self, f, marks, weights, *xs):
+        """f(dot, weights, *xs), f acting on each row of the xs [N, ...] by itself."""
+        return f(jnp.matmul, weights, *xs), marks
+
+    def finish(self, hidden, marks):  # noqa: ARG002
+        """Called at the top of the model."""
+        return hidden
+
+
 class Decoder(nn.Module):
     """Embedding, L blocks, final norm."""
 
     config: LlamaConfig
+    rowwise: Any = EveryRow()
 
     @nn.compact
     def __call__(self, tokens):
@@ -155,9 +185,11 @@ class Decoder(nn.Module):
             unroll=1 if c.scan_layers else c.n_layers,
         )
         rotary = _rotary_table(seq_len, c.head_dim, c.rope_theta)
-        x, _ = layers(c, name="layers")(x.reshape(-1, c.width), rotary)
+        stream = x.reshape(-1, c.width), self.rowwise.start(batch, seq_len)
+        (x, marks), _ = layers(c, self.rowwise, name="layers")(stream, rotary)
 
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
+        x = self.rowwise.finish(x, marks)
         head = embed if c.tied_head else self.param("head", _normal, (c.vocab_size, c.width))
         return x.reshape(batch, seq_len, c.width), head.astype(c.dtype)
 
@@ -166,10 +198,12 @@ class Block(nn.Module):
     """Attention and SwiGLU, each added to the residual stream x [N, D]."""
 
     config: LlamaConfig
+    rowwise: Any = EveryRow()
 
     @nn.compact
-    def __call__(self, x, rotary):
+    def __call__(self, stream, rotary):
         c = self.config
+        x, marks = stream[0], self.rowwise.enter(stream[1])
         seq_len = rotary.shape[1]
         q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         into_residual = nn.initializers.normal(_INIT_SCALE / math.sqrt(2 * c.n_layers))
@@ -180,18 +214,28 @@ class Block(nn.Module):
         def heads(y):
             return y.reshape(-1, seq_len, y.shape[-1] // c.head_dim, c.head_dim)
 
+        def project(_dot, w, h):
+            return h @ w
+
+        def after_attention(dot, w, x, h):
+            attended = dot(h, w["o"])
+            h = _rms_norm(x + attended, w["mlp_norm"], c.norm_eps)
+            return attended + (nn.silu(dot(h, w["gate"])) * dot(h, w["up"])) @ w["down"]
+
         h = _rms_norm(x, self.param("attn_norm", _ones, (c.width,)), c.norm_eps)
-        q = _rotate(heads(h @ weight("q", (c.width, q_width))), rotary)
+        q, marks = self.rowwise(project, marks, weight("q", (c.width, q_width)), h)
         k = _rotate(heads(h @ weight("k", (c.width, kv_width))), rotary)
         v = heads(h @ weight("v", (c.width, kv_width)))
-        h = causal_attention(q, k, v, window=c.window).reshape(-1, q_width)
-        x = x + h @ weight("o", (q_width, c.width), into_residual)
-
-        h = _rms_norm(x, self.param("mlp_norm", _ones, (c.width,)), c.norm_eps)
-        gate = h @ weight("gate", (c.width, c.ffn_width))
-        up = h @ weight("up", (c.width, c.ffn_width))
-        x = x + (nn.silu(gate) * up) @ weight("down", (c.ffn_width, c.width), into_residual)
-        return x, None
+        h = causal_attention(_rotate(heads(q), rotary), k, v, window=c.window)
+        weights = {
+            "o": weight("o", (q_width, c.width), into_residual),
+            "mlp_norm": self.param("mlp_norm", _ones, (c.width,)),
+            "gate": weight("gate", (c.width, c.ffn_width)),
+            "up": weight("up", (c.width, c.ffn_width)),
+            "down": weight("down", (c.ffn_width, c.width), into_residual),
+        }
+        y, marks = self.rowwise(after_attention, marks, weights, x, h.reshape(-1, q_width))
+        return (x + y, marks), None
 
 
 def _remat(block, config: LlamaConfig):
