@@ -69,8 +69,8 @@ def even(selection: Selection, *, accumulated: bool) -> bool:
     return selection.scope != "microbatch" or selection.n_shards == 1
 
 
-def find(mask: Bool[Array, "B S"], capacity: Capacity) -> Rows:
-    """The rows where mask is True."""
+def find(mask: Bool[Array, "*tokens"], capacity: Capacity) -> Rows:
+    """The rows where mask, in any shape, is True."""
     mask = mask.reshape(capacity.groups, -1)
     n = mask.shape[1]
     rank = jnp.where(mask, jnp.cumsum(mask, axis=1, dtype=jnp.int32) - 1, -1)
