@@ -59,6 +59,8 @@ def default_config() -> ConfigDict:
 
     c.train = _training(lr=3e-3, steps=300)
     c.train.epochs = 0.0  # times the corpus's rows, where steps is 0
+    # Approximate: this many upper blocks go back through selected tokens only (slm/backward.py).
+    c.train.backward_rows_top = 0  # 0: the exact gradient
 
     c.loss_chunk_tokens = 4096  # most tokens whose logits exist at once
     c.eval = ConfigDict()
@@ -135,6 +137,15 @@ def validate(config: ConfigDict) -> None:
         raise InputError("log_every and loss_chunk_tokens must be at least 1.")
     if config.train.steps < 1 and config.train.epochs <= 0:
         raise InputError(f"train.steps is {config.train.steps}: set it to at least 1.")
+    if config.train.backward_rows_top < 0:
+        raise InputError("train.backward_rows_top counts blocks: 0 is exact, no less.")
+    if config.train.backward_rows_top and (
+        config.select.score == "all" or config.select.ratio == 1.0
+    ):
+        raise InputError(
+            "train.backward_rows_top goes back through selected tokens only, but every token is "
+            "selected: set it to 0, or select.ratio below 1."
+        )
     if needs_reference(config) and not config.reference.init and not config.data.clean:
         raise InputError(
             f"select.score={config.select.score} needs a reference, but data.clean names no corpus "

@@ -10,9 +10,12 @@ from ml_collections import ConfigDict
 
 from rho1_jax import config as config_lib
 from rho1_jax.data import loader
+from rho1_jax.errors import InputError
 from rho1_jax.models import llama
+from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Model, Run, Scores, apply_fn, n_steps, weights
-from rho1_jax.slm import step
+from rho1_jax.slm import losses, step
+from rho1_jax.slm.backward import SelectedRows
 from rho1_jax.slm.selection import Selection
 from rho1_jax.training import checkpoint, optimizer, sharding
 from rho1_jax.training.checkpoint import Checkpoints
@@ -64,7 +67,7 @@ def train(run: Run, job: Job) -> bool:
         ref_params, ref_shape = job.live_reference or (None, shape)
         train_step = functools.partial(
             step.train_step,
-            apply=apply_fn(shape),
+            apply=_policy_apply(job, shape),
             ref_apply=apply_fn(ref_shape),
             tx=tx,
             selection=job.selection,
@@ -100,7 +103,7 @@ def train(run: Run, job: Job) -> bool:
             fit(
                 state,
                 lambda state, batch: jitted(state, ref_params, batch, run.key),
-                map(run.put, batches),
+                log.timed(map(run.put, batches)),
                 steps=steps,
                 evaluate=run.heldout_fn(shape),
                 eval_every=c.eval.every,
@@ -111,6 +114,22 @@ def train(run: Run, job: Job) -> bool:
                 stop=run.stop,
             )
     return True
+
+
+def _policy_apply(job: Job, shape: LlamaConfig) -> losses.Apply:
+    """The model, with the backward pass that the job asks for."""
+    t, top = job.settings, job.settings.get("backward_rows_top", 0)
+    if not top:
+        return apply_fn(shape)
+    if top > shape.n_layers:
+        raise InputError(
+            f"{job.name}.backward_rows_top is {top}, but the model has {shape.n_layers} blocks: "
+            "set it to that at most."
+        )
+    rowwise = SelectedRows(
+        job.selection, top, shape.n_layers, t.accumulation > 1, shape.remat != "full"
+    )
+    return functools.partial(llama.apply, config=shape, rowwise=rowwise)
 
 
 def _start(run, job, checkpoints, params, tx) -> tuple[step.TrainState, step.TrainState]:

@@ -45,6 +45,7 @@ from rho1_jax.errors import InputError
 from rho1_jax.models import rotary
 from rho1_jax.models.attention import causal_attention
 from rho1_jax.models.rotary import RopeScaling
+from rho1_jax.models.rowwise import EveryRow
 
 Params = dict[str, Any]
 # q, k, v of a layer -> what attention makes of them, and anything to keep (None in training).
@@ -126,13 +127,18 @@ def init(config: LlamaConfig, key: Array) -> Params:
 
 
 def apply(
-    params: Params, tokens: Integer[Array | np.ndarray, "B S"], *, config: LlamaConfig
+    params: Params,
+    tokens: Integer[Array | np.ndarray, "B S"],
+    *,
+    config: LlamaConfig,
+    rowwise: Any = None,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "V D"]]:
     """Hidden states after the final norm, and the head: logits = hidden @ head.T.
 
     Both are in config.dtype. Logits are left to the caller, who rarely wants all of them at once.
+    rowwise: how to call, and go back through, what acts on each row by itself; see EveryRow.
     """
-    hidden, head, _ = apply_and_keep(params, tokens, config=config)
+    hidden, head, _ = apply_and_keep(params, tokens, config=config, rowwise=rowwise)
     return hidden, head
 
 
@@ -143,12 +149,14 @@ def apply_and_keep(
     config: LlamaConfig,
     positions: Integer[Array, "B S"] | None = None,
     attend: Attend | None = None,
+    rowwise: Any = None,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "V D"], Any]:
     """`apply` with other positions than 0..S-1 and other attention than causal.
 
     Last comes what `attend` kept, that of all layers stacked on a leading axis L.
     """
-    outputs: Any = Decoder(config, attend).apply({"params": params}, tokens, positions)
+    decoder = Decoder(config, attend, rowwise or EveryRow())
+    outputs: Any = decoder.apply({"params": params}, tokens, positions)
     return outputs
 
 
@@ -183,7 +191,7 @@ def apply_unstacked(
     all_kept = []
     for i, (layer, attend) in enumerate(zip(params["layers"], attends, strict=True)):
         rotates = jnp.array(i not in c.nope_layers) if c.nope_layers else None
-        x, kept = Block(c, attend).apply({"params": layer}, x, angles, rotates)
+        (x, _), kept = Block(c, attend).apply({"params": layer}, (x, None), angles, rotates)
         all_kept.append(kept)
     x = _rms_norm(x, params["final_norm"], c.norm_eps)
     head = params["embed" if c.tied_head else "head"].astype(c.dtype)
@@ -219,6 +227,7 @@ class Decoder(nn.Module):
 
     config: LlamaConfig
     attend: Attend | None = None
+    rowwise: Any = EveryRow()
 
     @nn.compact
     def __call__(self, tokens, positions=None):
@@ -240,9 +249,12 @@ class Decoder(nn.Module):
         rotates = None
         if c.nope_layers:
             rotates = jnp.array([i not in c.nope_layers for i in range(c.n_layers)])
-        x, kept = layers(c, self.attend, name="layers")(x.reshape(-1, c.width), angles, rotates)
+        blocks = layers(c, self.attend, self.rowwise, name="layers")
+        stream = x.reshape(-1, c.width), self.rowwise.start(batch, seq_len)
+        (x, marks), kept = blocks(stream, angles, rotates)
 
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
+        x = self.rowwise.finish(x, marks)
         head = embed if c.tied_head else self.param("head", _normal, (c.vocab_size, c.width))
         return x.reshape(batch, seq_len, c.width), head.astype(c.dtype), kept
 
@@ -252,11 +264,14 @@ class Block(nn.Module):
 
     config: LlamaConfig
     attend: Attend | None = None
+    rowwise: Any = EveryRow()
 
     @nn.compact
-    def __call__(self, x, angles, rotates=None):
-        """`angles` is rotary.table's; q and k are rotated unless the boolean `rotates` is False."""
+    def __call__(self, stream, angles, rotates=None):
+        """`stream` is x with the marks of `rowwise`, `angles` is rotary.table's; q and k are
+        rotated unless the boolean `rotates` is False."""
         c = self.config
+        x, marks = stream[0], self.rowwise.enter(stream[1])
         seq_len = angles.shape[-3]
         q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         into_residual = nn.initializers.normal(_INIT_SCALE / math.sqrt(2 * c.n_layers))
@@ -267,31 +282,44 @@ class Block(nn.Module):
         def weight(name, shape, initializer=_normal):
             return self.param(name, initializer, shape).astype(c.dtype)
 
-        def heads(name, width):
-            y = h @ weight(name, (c.width, width))
+        def heads(name, y):
             if c.qkv_bias:
-                y += weight(f"{name}_bias", (width,), _zeros)
-            return y.reshape(-1, seq_len, width // c.head_dim, c.head_dim)
-
-        def positioned(name, width):
-            y = heads(name, width)
+                y += weight(f"{name}_bias", y.shape[-1:], _zeros)
+            y = y.reshape(-1, seq_len, y.shape[-1] // c.head_dim, c.head_dim)
+            if name == "v":
+                return y
             if c.qk_norm:
                 y = _rms_norm(y, self.param(f"{name}_norm", _ones, (c.head_dim,)), c.norm_eps)
             return rotary.rotate(y, angles)
 
+        def project(_dot, w, h):
+            return h @ w
+
+        def after_attention(dot, w, x, h):
+            attended = dot(h, w["o"])
+            h = _rms_norm(x + attended, w["mlp_norm"], c.norm_eps)
+            return attended + (nn.silu(dot(h, w["gate"])) * dot(h, w["up"])) @ w["down"]
+
         h = _rms_norm(x, self.param("attn_norm", _ones, (c.width,)), c.norm_eps)
-        q, k, v = positioned("q", q_width), positioned("k", kv_width), heads("v", kv_width)
+        q, marks = self.rowwise(project, marks, weight("q", (c.width, q_width)), h)
+        q, k, v = (
+            heads("q", q),
+            heads("k", h @ weight("k", (c.width, kv_width))),
+            heads("v", h @ weight("v", (c.width, kv_width))),
+        )
         if self.attend is None:
             h, kept = causal_attention(q, k, v, window=c.window), None
         else:
             h, kept = self.attend(q, k, v)
-        x = x + h.reshape(-1, q_width) @ weight("o", (q_width, c.width), into_residual)
-
-        h = _rms_norm(x, self.param("mlp_norm", _ones, (c.width,)), c.norm_eps)
-        gate = h @ weight("gate", (c.width, c.ffn_width))
-        up = h @ weight("up", (c.width, c.ffn_width))
-        x = x + (nn.silu(gate) * up) @ weight("down", (c.ffn_width, c.width), into_residual)
-        return x, kept
+        weights = {
+            "o": weight("o", (q_width, c.width), into_residual),
+            "mlp_norm": self.param("mlp_norm", _ones, (c.width,)),
+            "gate": weight("gate", (c.width, c.ffn_width)),
+            "up": weight("up", (c.width, c.ffn_width)),
+            "down": weight("down", (c.ffn_width, c.width), into_residual),
+        }
+        y, marks = self.rowwise(after_attention, marks, weights, x, h.reshape(-1, q_width))
+        return (x + y, marks), kept
 
 
 def _embedded(embed: Array, tokens: Array, c: LlamaConfig) -> Array:

@@ -64,15 +64,22 @@ def masked_sum(x: Float[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array,
     return jnp.sum(x, where=mask)
 
 
+def logits_of(hidden: Float[Array, "N D"], head: Float[Array, "V D"]) -> Float[Array, "N V"]:
+    """Logits in float32, whatever the inputs are."""
+    return jnp.einsum("nd,vd->nv", hidden, head, preferred_element_type=jnp.float32)
+
+
+def loss_of(logits: Float[Array, "N V"], targets: Int[Array, " N"]) -> Float[Array, " N"]:
+    """-log p(target) in nats."""
+    at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return jax.nn.logsumexp(logits, axis=-1) - at_target
+
+
 def _dense(hidden, head, targets, entropy):
-    b, w, d = hidden.shape
-    logits = jnp.einsum(
-        "nd,vd->nv", hidden.reshape(-1, d), head, preferred_element_type=jnp.float32
-    )
-    log_z = jax.nn.logsumexp(logits, axis=-1)
-    at_target = jnp.take_along_axis(logits, targets.reshape(-1, 1), axis=-1)[:, 0]
-    loss = (log_z - at_target).reshape(b, w)
+    logits = logits_of(hidden.reshape(-1, hidden.shape[-1]), head)
+    loss = loss_of(logits, targets.reshape(-1)).reshape(targets.shape)
     if not entropy:
         return loss, None
+    log_z = jax.nn.logsumexp(logits, axis=-1)
     mean_logit = jnp.sum(jnp.exp(logits - log_z[:, None]) * logits, axis=-1)
-    return loss, (log_z - mean_logit).reshape(b, w)
+    return loss, (log_z - mean_logit).reshape(targets.shape)

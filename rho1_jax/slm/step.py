@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Int32, PRNGKeyArray
 
 from rho1_jax.errors import InputError
-from rho1_jax.slm import losses
+from rho1_jax.slm import head, losses, rows
 from rho1_jax.slm.losses import Apply, Params, masked_sum
 from rho1_jax.slm.scores import Signals
 from rho1_jax.slm.selection import Selection, select
@@ -69,25 +69,37 @@ def train_step(
     """
     key = jax.random.fold_in(key, state.step)
 
-    def signals(params: Params, part: Batch, key: PRNGKeyArray | None) -> Signals:
-        return _signals(params, ref_params, part, key, apply, ref_apply, selection, chunk_tokens)
+    def signals(loss: Float[Array, "b S"], part: Batch, key: PRNGKeyArray | None) -> Signals:
+        return _signals(loss, ref_params, part, key, ref_apply, selection, chunk_tokens)
 
     def grad_of(part: Batch, key: PRNGKeyArray, mask: Bool[Array, "b S"] | None):
         """Gradient and metrics of the loss *summed* over the selected tokens of one microbatch."""
+        inputs, targets = part.tokens[:, :-1], part.tokens[:, 1:]
+        capacity = rows.capacity(selection, *targets.shape, accumulated=accumulation > 1)
 
         def loss_fn(params: Params):
-            s = signals(params, part, key)
+            hidden, words = apply(params, inputs)
+            loss, logits = head.token_losses(hidden, words, targets, chunk_tokens=chunk_tokens)
+            s = signals(loss, part, key)
             chosen = select(selection, s) if mask is None else mask
-            return masked_sum(s.loss, chosen), _metric_sums(s, chosen, part.useful)
+            total = head.selected_sum(
+                hidden, words, targets, chosen, loss, logits, capacity, chunk_tokens
+            )
+            return total, _metric_sums(s, chosen, part.useful)
 
         return jax.grad(loss_fn, has_aux=True)(state.params)
+
+    def policy_loss(part: Batch) -> Float[Array, "b S"]:
+        return losses.next_token_losses(
+            apply, state.params, part.tokens, chunk_tokens=chunk_tokens
+        )[0]
 
     if accumulation == 1:
         grads, metrics = grad_of(batch, key, None)
     else:
         parts, mask = jax.tree.map(lambda x: _split(x, accumulation), batch), None
         if selection.scope == "batch" and selection.score != "all":
-            scored = jax.lax.map(lambda part: signals(state.params, part, None), parts)
+            scored = jax.lax.map(lambda part: signals(policy_loss(part), part, None), parts)
             parts = parts._replace(ref_loss=scored.ref_loss, ref_entropy=scored.ref_entropy)
             whole = jax.tree.map(_merge, scored)._replace(key=key)
             mask = _split(select(selection, whole), accumulation)
@@ -108,17 +120,15 @@ def eval_step(params: Params, batch: Batch, *, apply: Apply, chunk_tokens: int) 
 
 
 def _signals(
-    params: Params,
+    loss: Float[Array, "B S"],
     ref_params: Params | None,
     batch: Batch,
     key: PRNGKeyArray | None,
-    apply: Apply,
     ref_apply: Apply,
     selection: Selection,
     chunk_tokens: int,
 ) -> Signals:
     """What the selection reads, computed or from the batch. No gradient to the reference."""
-    loss, _ = losses.next_token_losses(apply, params, batch.tokens, chunk_tokens=chunk_tokens)
     ref_loss, ref_entropy = batch.ref_loss, batch.ref_entropy
     missing_loss = selection.needs_ref_loss and ref_loss is None
     missing_entropy = selection.needs_ref_entropy and ref_entropy is None

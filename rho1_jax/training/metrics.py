@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import tensorboardX
 STEP_COLUMNS = (
     "step", "tokens", "seconds", "loss", "loss_selected", "loss_unselected", "ref_loss",
     "ref_loss_selected", "ref_loss_unselected", "selected_share", "precision", "useful_share",
-    "grad_norm", "learning_rate", "tokens_per_second", "mfu",
+    "grad_norm", "learning_rate", "tokens_per_second", "mfu", "input_wait",
 )  # fmt: skip
 HELDOUT_COLUMNS = ("step", "tokens", "domain", "loss", "bits_per_byte")
 
@@ -46,11 +46,22 @@ class MetricsLog:
         self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._tokens, self._seconds = self._metrics.last("tokens"), self._metrics.last("seconds")
         self._clock = time.perf_counter()
-        self._started = self._clock
+        self._started, self._waited = self._clock, 0.0
 
     def restart_clock(self) -> None:
         """Leave what happened since the last step (evaluation, saving) out of the rate."""
         self._clock = time.perf_counter()
+
+    def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The same batches, taking note of the seconds that each was waited for."""
+        source = iter(batches)
+        while True:
+            started = time.perf_counter()
+            batch = next(source, None)
+            self._waited = time.perf_counter() - started
+            if batch is None:
+                return
+            yield batch
 
     def step(self, step: int, sums: Mapping[str, Any], *, always: bool = False) -> None:
         """Take note of a step from its sums and counts (slm/step.py); blocks until they are there.
@@ -72,6 +83,7 @@ class MetricsLog:
             "learning_rate": float(self._learning_rate(step - 1)),
             "tokens_per_second": rate,
             "mfu": rate * self._mfu_of_rate,
+            "input_wait": self._waited / took,  # share of the step's time, for the latest batch
         }
         if step % self._every and step != self._steps and not always:
             return
