@@ -6,7 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import general, math
+from configs import general, math, sft
 from rho1_jax import config as config_lib
 from rho1_jax import main
 from rho1_jax.errors import InputError
@@ -18,6 +18,9 @@ CONFIGS = {
     "math:tinyllama": lambda: math.get_config("tinyllama"),
     "math:mistral": lambda: math.get_config("mistral"),
     "general": general.get_config,
+    "sft": sft.get_config,
+    "sft:tora,slm": lambda: sft.get_config("tora,slm"),
+    "sft:chat": lambda: sft.get_config("chat"),
 }
 
 
@@ -29,7 +32,7 @@ def shrink(config: ConfigDict, root: str) -> ConfigDict:
     c.data.update(root=root, seq_len=32)
     for domains, name in ((c.data.corpus, "noisy"), (c.data.clean, "clean")):
         for domain in domains.values():
-            domain.update(spec=f"files:{name}.jsonl", text="text", split_field="split")
+            domain.update(spec=f"files:{name}.jsonl", text="text", split_field="split", prompt="")
     for section in (c.reference, c.train):
         section.update(steps=2, batch_size=8, warmup_steps=1)
     c.score.batch_size = 8

@@ -55,13 +55,10 @@ def extract(text: str, strict: bool = False) -> str | None:
         answer = boxed
     elif _STATED.search(text):
         answer = (_STATED.split(text)[-1].strip().splitlines() or [""])[0]
-        answer = answer if strict else _first_sentence(answer)
+        answer = answer if strict else _result(_tidied(_first_sentence(answer)))
     else:
         answer = _last_number(text)
-    answer = _tidied(answer)
-    if not strict and (chain := _CHAIN.fullmatch(answer)):
-        answer = _tidied(chain[1])
-    return answer or None
+    return _tidied(answer) or None
 
 
 def compare(gold: str, answer: str | None) -> Verdict:
@@ -131,8 +128,12 @@ def _first_sentence(line: str) -> str:
     return re.split(r"\.(?:\s|$)", line)[0]
 
 
-# Arithmetic and its result; a name before "=" is left to the comparison.
-_CHAIN = re.compile(r"[^=]*[\d)}][^=]*(?:=[^=]*)*=\s*([^=]+)")
+def _result(text: str) -> str:
+    """What arithmetic comes to: the end of "3 + 4 = 7", but no part of an equation in x."""
+    derivation, _, result = text.rpartition("=")
+    arithmetic = re.search(r"\d", derivation) and not re.search(r"\b\d*[a-zA-Z]\b|\\", derivation)
+    return result if arithmetic else text
+
 
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("$", "$"), ("**", "**"), ("`", "`"))
 

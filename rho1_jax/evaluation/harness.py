@@ -59,8 +59,14 @@ def evaluate(
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager(metadata={"data_dir": data_dir})
-    specs = [_spec(name, manager, data_dir) for name in _expanded(tasks)]
+    names = _expanded(tasks)
+    ours = {name: str(TASKS / f"{name}.yaml") for name in names if _has_data(name, data_dir)}
+    # Indexing lm-eval's thousands of tasks takes seconds.
+    manager = TaskManager(metadata={"data_dir": data_dir}, include_defaults=len(ours) < len(names))
+    for name in names:
+        if name not in ours and name not in manager.task_index:
+            raise _unknown(name, data_dir, manager.all_tasks)
+    specs: Any = [ours.get(name, name) for name in names]
     model = checkpoint.fingerprint(scorer.params)
     start = time.monotonic()
     found: Any = evaluator.simple_evaluate(
@@ -171,27 +177,31 @@ def _expanded(tasks: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _spec(name: str, manager: Any, data_dir: str) -> str:
-    """The path of our task where its data can be had, else the name of lm-eval's."""
+def _has_data(name: str, data_dir: str) -> bool:
+    """Whether `name` is a task of ours whose data can be had."""
+    about = _about(name)
+    return Path(data_dir, about["file"]).exists() if about and data_dir else "hub" in about
+
+
+def _about(name: str) -> dict[str, Any]:
+    """What our task `name` says of its data; {} if it is none of ours."""
     path = TASKS / f"{name}.yaml"
-    if path.exists():
-        about = yaml.load(path.read_text(), _PlainLoader)["metadata"]
-        if Path(data_dir, about["file"]).exists() if data_dir else about.get("hub"):
-            return str(path)
-    if name in manager.task_index:
-        return name
-    if path.exists():
-        raise InputError(f"{name} needs {about['file']} in --data_dir, which {data_dir} lacks.")
-    known = [p.stem for p in TASKS.glob("[a-z]*.yaml")] + list(GROUPS) + manager.all_tasks
+    return yaml.load(path.read_text(), _PlainLoader)["metadata"] if path.exists() else {}
+
+
+def _unknown(name: str, data_dir: str, theirs: Sequence[str]) -> InputError:
+    if about := _about(name):
+        return InputError(f"{name} needs {about['file']}, which --data_dir={data_dir} lacks.")
+    known = [path.stem for path in TASKS.glob("[a-z]*.yaml")] + [*GROUPS, *theirs]
     nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
-    raise InputError(f"There is no task {name}: did you mean {nearest}?")
+    return InputError(f"There is no task {name}: did you mean {nearest}?")
 
 
 class _PlainLoader(yaml.SafeLoader):
     """Leaves the functions that a task names unread."""
 
 
-_PlainLoader.add_constructor("!function", lambda loader, node: loader.construct_scalar(node))
+_PlainLoader.add_constructor("!function", lambda *_: None)
 
 
 def _installed(package: str) -> bool:

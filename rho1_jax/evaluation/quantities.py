@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 RELATIVE = 1e-4  # two decimals this near are one number
+_LONGEST = 500  # characters of a quantity
 
 # unit -> (dimension, size in the dimension's first unit)
 _UNITS = {
@@ -55,6 +56,8 @@ class Quantity(NamedTuple):
 
 def parse(text: str) -> Quantity | None:
     """The quantity that `text` as a whole is, or None."""
+    if len(text) > _LONGEST:
+        return None
     text = _simple(text)
     sign = -1 if re.match(r"-(?!-)", text) else 1
     body = text.lstrip("+-").strip() if sign < 0 or text.startswith("+") else text
@@ -93,8 +96,8 @@ def equal(a: Quantity, b: Quantity) -> bool:
 def _near(a: Quantity, b: Quantity, scale_a: float = 1.0, scale_b: float = 1.0) -> bool:
     if a.exact and b.exact and scale_a == scale_b:
         return a.value == b.value
-    x, y = float(a.value) * scale_a, float(b.value) * scale_b
-    return math.isclose(x, y, rel_tol=RELATIVE, abs_tol=1e-9)
+    x, y = a.value * Fraction(scale_a), b.value * Fraction(scale_b)  # no float is too small
+    return abs(x - y) <= max(Fraction(RELATIVE) * max(abs(x), abs(y)), Fraction(1, 10**9))
 
 
 def _kind(unit: str) -> tuple[str, float] | None:

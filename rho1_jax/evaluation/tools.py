@@ -168,6 +168,7 @@ def _readable_folders() -> list[str]:
     paths = sysconfig.get_paths()
     wanted = [sys.prefix, sys.base_prefix, paths["purelib"], paths["platlib"], paths["stdlib"]]
     wanted += ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/bin", "/bin"]
+    wanted += [os.path.realpath(p) for p in wanted]  # where links lead must be there, too
     folders = sorted({os.path.abspath(p) for p in wanted if os.path.isdir(p)}, key=len)
     return [f for i, f in enumerate(folders) if not any(f.startswith(g + "/") for g in folders[:i])]
 

@@ -1,0 +1,206 @@
+"""Benchmarks end to end with a tiny model and a few items, through lm-eval."""
+
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from rho1_jax.errors import InputError
+from rho1_jax.evaluation import harness, likelihood
+from rho1_jax.evaluation.scorer import Scorer
+from rho1_jax.evaluation.tasks import documents
+from rho1_jax.models import llama, tokenizer
+from rho1_jax.models.llama import LlamaConfig
+
+GSM8K = [
+    {"question": f"What is {i} + 1?", "answer": f"{i} + 1 = <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"}
+    for i in range(3)
+]
+BOOLQ = [
+    {
+        "instruction": "Please answer with true or false, question: is it so?\n\n"
+        "Answer format: true/false",
+        "answer": answer,
+    }
+    for answer in ("true", "false")
+]
+
+
+def write(folder, name, rows):
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write(folder, "gsm8k.jsonl", GSM8K)
+    write(folder, "boolq.jsonl", BOOLQ)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def scorer():
+    tok = tokenizer.train(["Question: what is it? Answer: true false 1 2 3"] * 5, 300)
+    config = LlamaConfig(
+        vocab_size=tok.vocab_size, width=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8,
+        ffn_width=32,
+    )  # fmt: skip
+    params = llama.init(config, jax.random.key(0))
+    return Scorer(params, config, tok, batch_size=4, max_length=1024)
+
+
+@pytest.fixture(scope="module")
+def finished(scorer, data_dir, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    settings = {"data_dir": data_dir, "num_fewshot": 1, "max_gen_toks": 4}
+    return out, harness.evaluate(scorer, ["gsm8k", "boolq"], out=out, **settings), settings
+
+
+def test_results_have_what_they_promise(finished):
+    out, results, _ = finished
+    assert results == json.loads((out / "results.json").read_text())
+    assert results["versions"].keys() >= {"lm_eval", "jax", "math-verify"}
+    gsm8k, boolq = results["tasks"]["gsm8k"], results["tasks"]["boolq"]
+    assert (gsm8k["n"], boolq["n"]) == (3, 2)
+    assert len(gsm8k["prompts"]) == 64
+    assert gsm8k["correct"] == [0.0, 0.0]
+    for value in (gsm8k["correct_strict"], boolq["acc"], boolq["acc_norm"]):
+        assert 0 <= value[0] <= 1
+    # A new model gives every one of its 300 tokens about the same probability.
+    assert gsm8k["solution_loss"][0] == pytest.approx(math.log(300), rel=0.05)
+    assert "correct" in harness.table(results)
+    samples = (out / "samples" / "gsm8k.jsonl").read_text().splitlines()
+    assert [json.loads(s)["correct"] for s in samples] == [0.0] * 3
+
+
+def test_a_second_run_answers_from_the_cache(finished, scorer, monkeypatch):
+    out, results, settings = finished
+
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("the model was asked again")
+
+    monkeypatch.setattr(scorer, "complete", refuse)
+    monkeypatch.setattr(likelihood, "small_metrics", lambda *_: {})
+    again = harness.evaluate(scorer, ["gsm8k"], out=out, **settings)
+    assert again["tasks"]["gsm8k"]["correct"] == results["tasks"]["gsm8k"]["correct"]
+
+
+@pytest.mark.slow
+def test_an_unknown_task_names_the_nearest(scorer, data_dir, tmp_path):
+    with pytest.raises(InputError, match="did you mean gsm8k"):
+        harness.evaluate(scorer, ["gsm8kk"], out=tmp_path, data_dir=data_dir)
+
+
+def test_bad_input_is_one_sentence(data_dir, capsys):
+    assert "tabmwp.jsonl, which" in str(harness._unknown("tabmwp", data_dir, []))
+    assert not harness._has_data("tabmwp", data_dir)
+    assert harness._has_data("gsm8k", data_dir)
+    assert harness._has_data("gsm8k", "")  # from a hub
+    assert harness.main(["--checkpoint=/nowhere", "--tasks=gsm8k"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_rolling_likelihood_is_the_whole_text_in_windows(scorer):
+    class Request:
+        args = ("true false 1 2 3 " * 10,)
+
+    short = Scorer(scorer.params, scorer.config, scorer.tokenizer, batch_size=2, max_length=32)
+    (whole,) = harness.as_lm(short).loglikelihood_rolling([Request], disable_tqdm=True)
+    n = len(scorer.encode(Request.args[0]))
+    assert n > 64
+    assert -whole / n == pytest.approx(math.log(300), rel=0.05)
+
+
+def test_the_main_job_does_not_load_lm_eval():
+    code = (
+        "import sys, rho1_jax.main; sys.exit('lm_eval' in sys.modules or 'datasets' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class Knows(Scorer):
+    """A scorer to whom every second token is likely and the tokens of `right` more so."""
+
+    def __init__(self, right):
+        self.right = right
+        self.tokenizer = type("T", (), {"separator_id": 0})
+
+    def encode(self, text):
+        return list(text.encode())
+
+    def score(self, pairs):
+        texts = [bytes(continuation).decode() for _, continuation in pairs]
+        return [(-1.0 * len(t) + (5.0 if self.right in t else 0.0), False) for t in texts]
+
+
+def test_small_metrics_by_hand():
+    asked = [("Q", {"gold": gold, "target": f"x = {gold}"}) for gold in ("11", "22", "33")]
+    found = likelihood.small_metrics(Knows("11"), asked)
+    # Targets " x = nn": 7 characters at one nat each, of the first 5 less.
+    np.testing.assert_allclose(found["solution_loss"][0], (2 / 7 + 1 + 1) / 3)
+    np.testing.assert_allclose(
+        found["solution_bits_per_byte"][0], (2 / 7 + 1 + 1) / 3 / math.log(2)
+    )
+    # Item 1: right is 5 nats likelier than both; items 2, 3: one wrong answer is 5 likelier.
+    assert found["answer_margin"][0] == pytest.approx((5 - 2.5 - 2.5) / 3)
+    assert found["answer_first"][0] == pytest.approx(1 / 3)
+    assert likelihood.small_metrics(Knows("11"), [("Q", {"question": "of another form"})]) == {}
+
+
+FORMS = [
+    ("gsm8k", GSM8K[1], "What is 1 + 1?", "2"),
+    ("math", {"problem": "P", "solution": r"so $\boxed{3}$"}, "P", "3"),
+    ("svamp", {"Body": "It is 3", "Question": "So?", "Answer": 3.0}, "It is 3. So?", "3"),
+    ("asdiv", {"body": "B.", "question": "Q?", "answer": "9 (cats)"}, "B. Q?", "9 (cats)"),
+    ("mawps", {"input": "I", "target": 43.0}, "I", "43"),
+    ("mathqa", {"problem": "P", "options": "a ) 1 , b ) 2,000 , c ) 3", "correct": "b",
+                "rationale": "r"}, "P\nOptions: (A) 1 (B) 2,000 (C) 3", "(B)"),
+    ("mathqa", {"problem": "P", "options": "['a ) 1', 'b ) 2']", "correct": "a", "rationale": "r"},
+     "P\nOptions: (A) 1 (B) 2", "(A)"),
+    ("sat_math", {"question": "Q", "options": "A) x B) y", "Answer": "B"},
+     "Q\nOptions: (A) x (B) y", "(B)"),
+    ("mmlu_stem", {"question": "Q", "choices": ["u", "v"], "answer": 1},
+     "Q\nOptions: (A) u (B) v", "(B)"),
+    ("mmlu", {"question": "Q", "choices": ["u", "v"], "answer": "B"}, "Q", "v"),
+    ("agieval", {"passage": None, "question": "Q", "options": ["(A)u", "(B)v"], "label": "A"},
+     "Q", "u"),
+    ("instruction", {"instruction": "Please choose the answer to the question: Why?\n\nAnswer1: u "
+                     "Answer2: v\n\nAnswer format: answer1/answer2", "answer": "answer2"},
+     "Why?", "v"),
+    ("tabmwp", {"table_title": "T", "table": "a | 1", "question": "Q?", "unit": "$",
+                "choices": None, "answer": "1", "solution": "s"},
+     "Read the table.\nT\na | 1\nQ? (Unit: $)", "1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "row", "question", "gold"), FORMS)
+def test_documents_have_one_form(form, row, question, gold, tmp_path):
+    write(tmp_path, "a.jsonl", [row])
+    loaded = documents.load(file="a.jsonl", form=form, data_dir=str(tmp_path))
+    (document,) = loaded["test"]
+    assert (document["question"], document["gold"]) == (question, gold)
+    assert document["target"]
+    write(tmp_path, "b.jsonl", [{"x": 1}])
+    with pytest.raises(InputError, match="has not the fields"):
+        documents.load(file="b.jsonl", form=form, data_dir=str(tmp_path))
+
+
+def test_a_choice_may_be_named_by_its_letter_or_its_text():
+    document = {"gold": "(B)", "choices": ["10%", "25%"], "label": 1}
+    for text in ("The answer is (B).", "The answer is B", "The answer is 25%."):
+        assert documents.grade(document, [text])["correct"] == 1.0
+    for text in ("The answer is (A).", "The answer is 10%.", "Perhaps"):
+        assert documents.grade(document, [text])["correct"] == 0.0
+
+
+def test_every_task_has_shots_and_data():
+    names = [path.stem for path in harness.TASKS.glob("[a-z]*.yaml")]
+    assert set(harness.GROUPS["nine"].split()) <= set(names)
+    for name in names:
+        text = (harness.TASKS / f"{name}.yaml").read_text()
+        assert f"task: rho_{name}\n" in text
+        assert "form: " in text

@@ -1,0 +1,117 @@
+"""Scores against a plain forward pass; batches, padding and sharding change nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rho1_jax.evaluation import scorer as scorer_file
+from rho1_jax.evaluation.scorer import Scorer
+from rho1_jax.models import generate, llama, tokenizer
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.training import sharding
+
+TEXTS = ["one two three", "four", "five six seven eight nine ten", "a b", "xyz " * 20]
+
+
+@pytest.fixture(scope="module")
+def tok():
+    return tokenizer.train(TEXTS * 5, 300)
+
+
+@pytest.fixture(scope="module")
+def model(tok):
+    config = LlamaConfig(
+        vocab_size=tok.vocab_size, width=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8,
+        ffn_width=64,
+    )  # fmt: skip
+    params = llama.init(config, jax.random.key(0))
+    # Larger weights, so that the next tokens are not all alike.
+    return jax.tree.map(lambda x: x * 8, params), config
+
+
+@pytest.fixture(scope="module")
+def scorer(model, tok):
+    return Scorer(*model, tok, batch_size=2, max_length=64)
+
+
+def plainly(model, context, continuation):
+    params, config = model
+    tokens = jnp.array([context + continuation])
+    hidden, head = llama.apply(params, tokens[:, :-1], config=config)
+    logp = jax.nn.log_softmax((hidden @ head.T).astype(jnp.float32))[0]
+    targets = tokens[0, 1:]
+    n = len(continuation)
+    own = jnp.take_along_axis(logp, targets[:, None], axis=1)[-n:, 0]
+    return float(own.sum()), bool((logp.argmax(-1) == targets)[-n:].all())
+
+
+def pairs_of(tok):
+    ids = [t.ids.tolist() for t in tok.encode(TEXTS)]
+    return [(ids[0], ids[1]), (ids[2], ids[3]), (ids[1], ids[2]), ([0], ids[0]), (ids[0], ids[0])]
+
+
+def test_scores_are_those_of_a_plain_forward_pass(scorer, model, tok):
+    seen = {}
+    results = scorer.score(pairs_of(tok), seen.__setitem__)
+    for pair, (nats, greedy) in zip(pairs_of(tok), results, strict=True):
+        expected, expected_greedy = plainly(model, *pair)
+        assert nats == pytest.approx(expected, rel=1e-4)
+        assert greedy == expected_greedy
+    assert [seen[i] for i in range(len(results))] == results
+
+
+def test_what_greedy_decoding_writes_is_greedy(scorer, model, tok):
+    context = scorer.encode("one two")
+    (written,) = generate.generate(*model, [context], max_new_tokens=6)
+    assert scorer.score([(context, written)])[0][1]
+    other = [(written[0] + 1) % tok.vocab_size, *written[1:]]
+    assert not scorer.score([(context, other)])[0][1]
+
+
+def test_a_context_that_is_too_long_is_cut_on_the_left(model, tok):
+    short = Scorer(*model, tok, batch_size=1, max_length=16)
+    context = list(range(10, 50))
+    ((nats, _),) = short.score([(context, [5, 6])])
+    assert nats == pytest.approx(plainly(model, context[-15:], [5, 6])[0], rel=1e-4)
+    assert isinstance(short.complete(["xyz " * 50], stop=[], max_new_tokens=4)[0], str)
+
+
+def test_a_stop_string_ends_a_text(scorer):
+    (whole,) = scorer.complete(["one two"], stop=[], max_new_tokens=12)
+    stop = whole[len(whole) // 2 :][:2]
+    done = []
+    (cut,) = scorer.complete(
+        ["one two"], stop=[stop], max_new_tokens=12, done=lambda *d: done.append(d)
+    )
+    assert cut == whole[: whole.find(stop)]
+    assert done == [(0, cut)]
+
+
+def test_sharded_over_eight_devices_the_scores_are_the_same(scorer, model, tok):
+    mesh = sharding.make_mesh(data=4, fsdp=2, tensor=1)
+    params, config = model
+    with jax.set_mesh(mesh):
+        params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+        config = dataclasses.replace(config, batch_axes=sharding.BATCH_AXES)
+        spread = Scorer(params, config, tok, batch_size=8, max_length=64)
+        results = spread.score(pairs_of(tok))
+        texts = spread.complete(TEXTS, stop=["\n"], max_new_tokens=5)
+    alone = scorer.score(pairs_of(tok))
+    np.testing.assert_allclose([r[0] for r in results], [r[0] for r in alone], rtol=1e-4)
+    assert texts == scorer.complete(TEXTS, stop=["\n"], max_new_tokens=5)
+
+
+def test_rounded_sizes_are_few_and_near():
+    sizes = {n: scorer_file._rounded(n) for n in range(1, 2049)}
+    assert all(n <= size <= max(1.25 * n, n + 1) for n, size in sizes.items())
+    assert len(set(sizes.values())) < 50
+
+
+def test_batches_hold_everything_once_and_the_longest_first():
+    lengths = [3, 9, 1, 7, 7]
+    batches = list(scorer_file._batches(lengths, 2))
+    assert sorted(sum(batches, [])) == list(range(5))
+    assert batches[0] == [1, 3]
