@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from rho1_jax.models import llama
+from rho1_jax.models import llama, rotary
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.models.rowwise import EveryRow
 from rho1_jax.slm import losses, step
@@ -67,11 +67,13 @@ def oracle(params, data, top, ratio=RATIO, shape=SHAPE):
 
     def apply(params, rowwise):
         x = params["embed"][data.tokens[:, :-1]].reshape(-1, shape.width)
-        rotary = llama._rotary_table(S, shape.head_dim, shape.rope_theta)
+        angles = rotary.table(jnp.arange(S), shape.head_dim, shape.rope_theta, None)
         rowwise.start(B, S)
         for i in range(shape.n_layers):
             layer = jax.tree.map(lambda w, i=i: w[i], params["layers"])
-            (x, _), _ = llama.Block(shape, rowwise).apply({"params": layer}, (x, None), rotary)
+            (x, _), _ = llama.Block(shape, None, rowwise).apply(
+                {"params": layer}, (x, None), angles
+            )
         x = llama._rms_norm(x, params["final_norm"], shape.norm_eps)
         return losses.loss_of(losses.logits_of(x, params["embed"]), data.tokens[:, 1:].reshape(-1))
 
