@@ -68,6 +68,9 @@ def test_two_steps_at_debug_size(name, tmp_path):
         ({"train.lr": -1.0}, "train.lr is -1.0"),
         ({"data.seq_len": 0}, "data.seq_len is 0"),
         ({"eval.every": 0}, "eval.every is 0"),
+        ({"train.backward_rows_top": -1}, "0 is exact"),
+        ({"train.backward_rows_top": 1, "select.ratio": 1.0}, "select.ratio below 1"),
+        ({"train.backward_rows_top": 1, "select.score": "all"}, "every token is selected"),
     ],
 )
 def test_values_no_stage_could_use(changes, words):

@@ -1,6 +1,7 @@
 """Averages from sums, and a log that survives being cut off."""
 
 import csv
+import time
 
 import pytest
 
@@ -59,6 +60,20 @@ def test_resume_cuts_back_and_counts_on(tmp_path, capsys):
     assert "train 3/10  loss 3.000  selected 5.000  unselected 1.667  precision 75%" in out
     assert "tok/s" in out
     assert "ETA" in out
+
+
+def test_waiting_for_the_input_is_noticed(tmp_path):
+    def slow():
+        for i in (1, 2):
+            time.sleep(0.05)
+            yield i
+
+    with open_log(tmp_path, 0) as log:
+        for step in log.timed(slow()):
+            log.step(step, SUMS)
+    waited = [float(r["input_wait"]) for r in rows(tmp_path)]
+    assert len(waited) == 2
+    assert all(0.3 < share <= 1.0 for share in waited)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(5.0, "5s"), (65.0, "1m05s"), (3720.0, "1h02m")])

@@ -1,0 +1,91 @@
+"""What a step costs, by FLOPs and by the compiler's account of memory: the gains must not go."""
+
+import dataclasses
+import functools
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import benchmark
+from rho1_jax.models import llama
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.slm import step
+
+SHAPE = LlamaConfig(
+    vocab_size=1024, width=64, n_layers=4, n_heads=2, n_kv_heads=1, head_dim=16, ffn_width=256,
+    scan_layers=False,
+)  # fmt: skip
+B, S, K = 4, 64, 0.5
+N = B * S
+
+
+def traced(name, ratio, *, remat="none", chunk_tokens=N):
+    shape = dataclasses.replace(SHAPE, remat=remat)
+    fn = benchmark.variants(shape, [K], chunk_tokens)[name, ratio]
+    params = jax.eval_shape(functools.partial(llama.init, shape), jax.random.key(0))
+    state = jax.eval_shape(functools.partial(step.init_state, tx=benchmark.TX), params)
+    batch = step.Batch(
+        jax.ShapeDtypeStruct((B, S + 1), jnp.int32), jax.ShapeDtypeStruct((B, S), jnp.bool),
+        None if "live" in name else jax.ShapeDtypeStruct((B, S), jnp.float32),
+    )  # fmt: skip
+    ref = params if "live" in name else None
+    return jax.jit(fn, donate_argnums=0).trace(state, ref, batch, jax.random.key(0))
+
+
+def flops(name, ratio, taken=1.0, **kwargs):
+    return benchmark.flops(traced(name, ratio, **kwargs).jaxpr, taken)
+
+
+def temp(name, ratio, **kwargs):
+    return traced(name, ratio, **kwargs).lower().compile().memory_analysis().temp_size_in_bytes
+
+
+HEAD = 2 * N * SHAPE.vocab_size * SHAPE.width
+PER_ROW = 2 * N * SHAPE.n_layers * SHAPE.width * (2 * 32 + 3 * 256)  # q, o, gate, up, down
+
+
+def test_plain_training_is_three_forward_passes():
+    """But for causal attention, whose masked half is counted by convention and not computed."""
+    forward = llama.flops_per_token(SHAPE, S) * N
+    assert flops("CLM", 1.0) == flops("CLM, autodiff", 1.0)
+    assert flops("CLM", 1.0) == pytest.approx(3 * forward, rel=0.01)
+    assert flops("SLM naive, live", K) == pytest.approx(4 * forward, rel=0.01)
+
+
+def test_the_head_goes_back_through_selected_rows():
+    saved = 2 * (1 - K) * HEAD
+    assert flops("selective head", K) == pytest.approx(flops("CLM", 1.0) - saved, rel=0.01)
+    again = flops("selective head", K, chunk_tokens=N // 4)
+    assert again == pytest.approx(flops("CLM", 1.0) - saved + K * HEAD, rel=0.02)
+
+
+@pytest.mark.parametrize("top", [4, 2])
+def test_blocks_go_back_through_selected_rows(top):
+    saved = 2 * (1 - K) * PER_ROW * top / SHAPE.n_layers
+    rows = flops(f"rows, top {top} of 4", K, top / SHAPE.n_layers)
+    assert rows == pytest.approx(flops("selective head", K) - saved, rel=0.01)
+
+
+def test_under_remat_only_selected_rows_are_computed_again():
+    exact, rows = (flops(name, K, remat="full") for name in ("selective head", "rows, top 4 of 4"))
+    # Queries are needed for all rows again; the last product of a block never is.
+    q = 2 * N * SHAPE.n_layers * SHAPE.width * 32
+    down = 2 * N * SHAPE.n_layers * SHAPE.width * 256
+    saved = 2 * (1 - K) * PER_ROW + (1 - K) * (PER_ROW - q - down)
+    assert rows == pytest.approx(exact - saved, rel=0.02)
+
+
+def test_memory():
+    plain = temp("CLM, autodiff", 1.0)
+    assert temp("CLM", 1.0) <= plain
+    assert temp("selective head", K) <= 0.95 * plain
+    assert temp("rows, top 4 of 4", K) <= 0.75 * plain
+
+
+def test_memory_of_a_large_vocabulary(monkeypatch):
+    monkeypatch.setattr(sys.modules[__name__], "SHAPE", dataclasses.replace(SHAPE, vocab_size=8192))
+    plain = temp("CLM, autodiff", 1.0)
+    assert temp("selective head", K, chunk_tokens=N // 8) <= 0.6 * plain
+    assert temp("rows, top 4 of 4", K, chunk_tokens=N // 8) <= 0.45 * plain
