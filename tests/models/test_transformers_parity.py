@@ -10,6 +10,7 @@ from rho1_jax.slm import losses
 
 torch = pytest.importorskip("torch", reason="PyTorch is the other side of the comparison")
 transformers = pytest.importorskip("transformers", reason="its models are the reference")
+torch.set_num_threads(1)  # its threads wait for each other longer than they work here
 
 SHAPE = {
     "vocab_size": 264,
