@@ -10,6 +10,7 @@ samples/TASK.jsonl and a cache of answers in --out; the same command goes on whe
 import argparse
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import sys
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from rho1_jax import jsonfile
 from rho1_jax.errors import InputError
-from rho1_jax.evaluation import likelihood
+from rho1_jax.evaluation import likelihood, tools
 from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.models import load
 from rho1_jax.models.generate import Sampling
@@ -154,15 +155,22 @@ def as_lm(scorer: Scorer) -> Any:
                             "generate_until", requests[indices[j]].args, text
                         )
 
-                    scorer.complete(
-                        [requests[i].args[0] for i in indices],
-                        stop=settings["until"],
+                    complete = functools.partial(
+                        scorer.complete,
                         max_new_tokens=settings["max_gen_toks"],
                         sampling=Sampling(
                             settings["temperature"], float(settings.get("top_p", 1.0))
                         ),
-                        done=done,
                     )
+                    texts = [requests[i].args[0] for i in indices]
+                    if not settings.get("tools"):
+                        complete(texts, stop=settings["until"], done=done)
+                        continue
+                    stop = [*settings["until"], tools.OUTPUT_HEAD]
+                    with tools.Sandbox() as sandbox:
+                        write = functools.partial(complete, stop=stop)
+                        for j, text in enumerate(tools.solve(texts, write, sandbox.run)):
+                            done(j, text)
             return results
 
     return Ours()
