@@ -70,16 +70,23 @@ def evaluate(
     specs: Any = [ours.get(name, name) for name in names]
     model = checkpoint.fingerprint(scorer.params)
     start = time.monotonic()
-    found: Any = evaluator.simple_evaluate(
-        as_lm(scorer),
-        tasks=specs,
-        task_manager=manager,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        gen_kwargs=None if max_gen_toks is None else {"max_gen_toks": max_gen_toks},
-        use_cache=str(out / f"cache-{model[:16]}-{scorer.config.dtype}-{scorer.max_length}"),
-        bootstrap_iters=1000,
-    )
+    try:
+        found: Any = evaluator.simple_evaluate(
+            as_lm(scorer),
+            tasks=specs,
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            gen_kwargs=None if max_gen_toks is None else {"max_gen_toks": max_gen_toks},
+            use_cache=str(out / f"cache-{model[:16]}-{scorer.config.dtype}-{scorer.max_length}"),
+            bootstrap_iters=1000,
+        )
+    except OSError as error:  # what the datasets library raises, and a disk that is full
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(
+            f"{', '.join(names)}: some data cannot be had or something not be written ({reason}); "
+            "check the network, HF_HUB_OFFLINE, --data_dir and --out."
+        ) from error
     results = {
         "model": model,
         "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},

@@ -216,6 +216,18 @@ def test_a_choice_may_be_named_by_its_letter_or_its_text():
         assert documents.grade(document, [text])["correct"] == 0.0
 
 
+def test_programs_pass_or_fail_their_tests(tmp_path):
+    row = {
+        "prompt": "def double(x):\n", "canonical_solution": "    return 2 * x\n",
+        "test": "def check(f):\n    assert f(3) == 6", "entry_point": "double",
+    }  # fmt: skip
+    write(tmp_path, "a.jsonl", [row])
+    (document,) = documents.load(file="a.jsonl", form="humaneval", data_dir=str(tmp_path))["test"]
+    assert documents.run_tests(document, [document["target"]]) == {"passed": 1.0}
+    assert documents.run_tests(document, ["    return x\n"]) == {"passed": 0.0}
+    assert documents.run_tests(document, ["    import os; os._exit(0)\n"]) == {"passed": 0.0}
+
+
 def test_every_task_has_shots_and_data():
     names = [path.stem for path in harness.TASKS.glob("[a-z]*.yaml")]
     assert set(harness.GROUPS["nine"].split()) <= set(names)
