@@ -27,7 +27,7 @@ def default_config() -> ConfigDict:
 
     c.model = ConfigDict()
     c.model.preset = "tiny"  # a name in models/presets.py; ignored where init gives the shape
-    c.model.init = ""  # a .gguf file or a run's folder to start from; "" is from scratch
+    c.model.init = ""  # what to start from (models/load.py says what it may be); "" is from scratch
     c.model.dtype = "float32"  # of the computation; master weights are float32
     c.model.ref_dtype = "float32"  # of the reference's parameters and computation
     c.model.remat = "none"  # none | dots | full

@@ -103,7 +103,8 @@ class Run:
             params, shape, tok = checkpoint.load_model(m.init, self.mesh)
             tokenizer.require_same(self.tokenizer, tok)
             return params, dataclasses.replace(shape, **changes)
-        shape = presets.get(m.preset, vocab_size=self.tokenizer.vocab_size, **changes)
+        changes |= {"vocab_size": self.tokenizer.vocab_size, "max_length": self.config.data.seq_len}
+        shape = presets.get(m.preset, **changes)
         init = functools.partial(llama.init, shape)
         shardings = sharding.parameter_shardings(jax.eval_shape(init, self.key), self.mesh)
         return jax.jit(init, out_shardings=shardings)(self.key), shape

@@ -13,6 +13,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+from sentencepiece import sentencepiece_model_pb2
+from tokenizers import decoders, models, normalizers
+
 from rho1_jax import jsonfile
 from rho1_jax.errors import InputError
 from rho1_jax.models import huggingface, load
@@ -69,17 +73,53 @@ def model_card(source: str, config: LlamaConfig, *, name: str, dtype: str) -> st
 
 
 def _save_tokenizer(folder: Path, tok: Tokenizer, max_length: int) -> None:
-    """Its file, and the tokenizer_config.json that has AutoTokenizer split text as we do."""
+    """Its file, and what AutoTokenizer needs to split text as we do."""
     tok.save(folder)
-    end = tok.vocabulary[tok.separator_id]
-    settings = {"eos_token": end, "pad_token": end, "model_max_length": max_length}
     if (folder / "tokenizer.model").exists():
-        settings |= {"tokenizer_class": "LlamaTokenizer", "bos_token": end, "legacy": False}
-        settings |= {"add_bos_token": False, "add_eos_token": False}
-    else:
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end}
-    settings["clean_up_tokenization_spaces"] = False
+        _fast(folder / "tokenizer.model").save(str(folder / "tokenizer.json"))
+    end = tok.vocabulary[tok.separator_id]
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
+        "model_max_length": max_length,
+        "clean_up_tokenization_spaces": False,
+    }
     jsonfile.write(folder / "tokenizer_config.json", settings)
+
+
+def _fast(path: Path) -> tokenizers.Tokenizer:
+    """A SentencePiece BPE model with the same splits as a tokenizer.json.
+
+    transformers' own reading of tokenizer.model drops a space at the beginning of a text.
+    """
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(path.read_bytes())
+    spec, normalizer = proto.trainer_spec, proto.normalizer_spec
+    if spec.model_type != spec.BPE or normalizer.name not in ("", "identity"):
+        raise InputError(f"{path} is no plain BPE model, so no tokenizer.json can be written.")
+    ids = {piece.piece: i for i, piece in enumerate(proto.pieces)}
+    # The best piece is merged first, whichever two pieces it is made of.
+    merges = [
+        (piece.piece[:cut], piece.piece[cut:])
+        for piece in sorted(proto.pieces, key=lambda piece: -piece.score)
+        for cut in range(1, len(piece.piece))
+        if piece.type == piece.NORMAL and piece.piece[:cut] in ids and piece.piece[cut:] in ids
+    ]
+    fast = tokenizers.Tokenizer(
+        models.BPE(
+            ids, merges, unk_token=proto.pieces[spec.unk_id].piece, fuse_unk=True,
+            byte_fallback=spec.byte_fallback,
+        )
+    )  # fmt: skip
+    prefix = [normalizers.Prepend("▁")] if normalizer.add_dummy_prefix else []
+    fast.normalizer = normalizers.Sequence([*prefix, normalizers.Replace(" ", "▁")])
+    strip = [decoders.Strip(" ", 1, 0)] if prefix else []
+    fast.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+    )
+    special = (proto.pieces[0].CONTROL, proto.pieces[0].UNKNOWN)
+    fast.add_special_tokens([piece.piece for piece in proto.pieces if piece.type in special])
+    return fast
 
 
 def _training(run: Path) -> list[tuple[str, str]]:

@@ -175,7 +175,7 @@ def _scaling(
 
 def _llama3(factors: np.ndarray, get: Callable[..., Any], path: str | Path) -> RopeScaling:
     """Llama 3.1's scaling, which the file holds as what each plane's frequency is divided by."""
-    scaling = RopeScaling("llama3", _decimal(factors.max()), _LLAMA3_LENGTH)
+    scaling = RopeScaling("llama3", _decimal(float(factors.max())), _LLAMA3_LENGTH)
     theta = get("rope.freq_base", 10_000.0)
     expected = rotary.frequencies(2 * len(factors), theta, None) / rotary.frequencies(
         2 * len(factors), theta, scaling

@@ -49,7 +49,7 @@ _INERT = frozenset(
 )  # fmt: skip
 
 
-def read(described: Mapping[str, Any], where: Path) -> LlamaConfig:
+def read(described: Mapping[str, Any], where: Path | str) -> LlamaConfig:
     """The shape that a config.json describes; InputError names the key that is not understood."""
     kind = described.get("model_type")
     if kind not in _DEFAULTS:
@@ -149,7 +149,7 @@ def describe(config: LlamaConfig) -> dict[str, Any]:
 
 
 def _rope(
-    left: dict[str, Any], theta: float, max_length: int, where: Path
+    left: dict[str, Any], theta: float, max_length: int, where: Path | str
 ) -> tuple[float, RopeScaling | None]:
     """The base and its scaling, from rope_scaling or (since transformers 5) rope_parameters."""
     given = left.pop("rope_parameters", {}) | left.pop("rope_scaling", {})
@@ -210,7 +210,7 @@ def _nope_layers(take: Callable, n_layers: int) -> tuple[int, ...]:
     return tuple(i for i in range(n_layers) if not rotated[i])
 
 
-def _window(kind: str, take: Callable, n_layers: int, where: Path) -> int | None:
+def _window(kind: str, take: Callable, n_layers: int, where: Path | str) -> int | None:
     """The sliding window, if all layers have it; InputError if only some do."""
     if kind == "llama":
         return None

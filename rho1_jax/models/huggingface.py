@@ -79,7 +79,7 @@ def load(
         stored = tensors[stored_name(name, layer)]
         if layer is None or len(stored.get_shape()) == 1:
             return lambda index: stored[index].astype(np.float32)
-        return lambda index: stored[index[::-1]].astype(np.float32).T
+        return lambda index: np.ascontiguousarray(stored[index[::-1]].T, np.float32)
 
     return weights.assemble(config, find, place), config
 
@@ -162,7 +162,6 @@ def refuse_pickles(path: Path) -> None:
 
 def _equal(a: Any, b: Any) -> bool:
     """Whether two stored matrices are the same, a few rows at a time."""
-    rows = a.get_shape()[0]
-    return a.get_shape() == b.get_shape() and all(
-        np.array_equal(a[i : i + 1024], b[i : i + 1024]) for i in range(0, rows, 1024)
-    )
+    n = a.get_shape()[0]
+    parts = [slice(i, min(i + 1024, n)) for i in range(0, n, 1024)]
+    return a.get_shape() == b.get_shape() and all(np.array_equal(a[p], b[p]) for p in parts)

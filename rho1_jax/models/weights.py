@@ -1,5 +1,6 @@
 """A parameter tree from the matrices of somebody's file, one by one, straight into its shards."""
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -53,8 +54,8 @@ def assemble(config: LlamaConfig, find: Find, place: Place = on_first_device) ->
         name = path[-1].key
         if path[0].key != "layers":
             return jax.make_array_from_callback(like.shape, sharding, find(name, None))
-        stack = jax.jit(lambda: jnp.zeros(like.shape, jnp.float32), out_shardings=sharding)()
-        put = jax.jit(_put, donate_argnums=0, out_shardings=sharding)
+        zeros, put = _programs(like.shape, sharding)
+        stack = zeros()
         for i in range(config.n_layers):
             layer = jax.make_array_from_callback(
                 like.shape[1:], _of_a_layer(sharding), find(name, i)
@@ -65,8 +66,17 @@ def assemble(config: LlamaConfig, find: Find, place: Place = on_first_device) ->
     return jax.tree_util.tree_map_with_path(build, abstract, place(abstract))
 
 
-def _put(stack: jax.Array, layer: jax.Array, i: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
+@functools.lru_cache
+def _programs(shape: tuple[int, ...], sharding: Sharding) -> tuple[Callable, Callable]:
+    """An empty stack, and a stack with one layer put into its place: compiled once per shape."""
+
+    def put(stack, layer, i):
+        return jax.lax.dynamic_update_index_in_dim(stack, layer, i, 0)
+
+    return (
+        jax.jit(lambda: jnp.zeros(shape, jnp.float32), out_shardings=sharding),
+        jax.jit(put, donate_argnums=0, out_shardings=sharding),
+    )
 
 
 def _of_a_layer(sharding: Sharding) -> Sharding:
