@@ -26,7 +26,7 @@ from rho1_jax.models import tokenizer
 from rho1_jax.run import Model, Run, apply_fn
 from rho1_jax.training import checkpoint, scoring
 
-SAMPLE_ROWS = 64  # held-out corpus rows whose tokens the report shows and scores are judged on
+SAMPLE_ROWS = 64  # held-out rows, at most, whose tokens are shown and scores are judged on
 PASSAGES = 4  # of them, shown in full
 
 
@@ -223,7 +223,7 @@ def _sample(run: Run, policy: Model, ref: Model | None) -> dict[str, np.ndarray]
     """Held-out corpus rows [R, S+1] with what the policy and the reference make of them [R, S]."""
     heldout = run.heldout_rows()
     domains = [heldout[name] for name in run.config.data.corpus if name in heldout]
-    each = SAMPLE_ROWS // max(len(domains), 1)
+    each = min(SAMPLE_ROWS // max(len(domains), 1), run.config.eval.rows)
     views = {"": policy} if ref is None else {"": policy, "ref_": ref}
     score_fns = {
         prefix: functools.partial(

@@ -261,7 +261,7 @@ def test_other_errors(tmp_path):
         prepare(tmp_path, seq_len=0)
     with pytest.raises(InputError, match="No file matches"):
         prepare(tmp_path, Source("files:b.jsonl"))
-    (tmp_path / "a.jsonl").write_text('{"text": ""}\n')
+    (tmp_path / "a.jsonl").write_text('{"text": "", "split": "train"}\n')
     with pytest.raises(InputError, match="no usable text"):
         prepare(tmp_path)
 

@@ -113,6 +113,18 @@ def test_accumulation_equals_one_batch(score, scope):
     close(whole_metrics, parts_metrics)
 
 
+def test_the_random_control_draws_anew_in_each_step():
+    chosen = [
+        step.train_step(
+            step.init_state(random_params(0), TX)._replace(step=jnp.int32(at)), None, batch(),
+            jax.random.key(0), apply=apply, ref_apply=apply, tx=TX, chunk_tokens=10_000,
+            selection=Selection("random", 0.5),
+        )[1]["loss_selected"]
+        for at in (0, 0, 1)
+    ]  # fmt: skip
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
 def test_microbatch_scope_competes_within_the_microbatch():
     data = batch()._replace(valid=jnp.ones((B, S), bool))
     # Rows 0, 2, 4, 6 form the first of two microbatches: make the reference bad at all of them.
