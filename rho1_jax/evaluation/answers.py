@@ -55,7 +55,10 @@ def extract(text: str, strict: bool = False) -> str | None:
         answer = boxed
     elif _STATED.search(text):
         answer = (_STATED.split(text)[-1].strip().splitlines() or [""])[0]
-        answer = answer if strict else _result(_tidied(_first_sentence(answer)))
+        if _PROSE.search(answer) and "answer is" not in text.lower():
+            answer = _last_number(text)  # "Answer: Let's think step by step" only begins
+        elif not strict:
+            answer = _result(_tidied(_first_sentence(answer)))
     else:
         answer = _last_number(text)
     return _tidied(answer) or None

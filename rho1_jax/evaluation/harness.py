@@ -10,6 +10,7 @@ samples/TASK.jsonl and a cache of answers in --out; the same command goes on whe
 import argparse
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import sys
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from rho1_jax import jsonfile
 from rho1_jax.errors import InputError
-from rho1_jax.evaluation import likelihood
+from rho1_jax.evaluation import likelihood, tools
 from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.models import load
 from rho1_jax.models.generate import Sampling
@@ -69,16 +70,23 @@ def evaluate(
     specs: Any = [ours.get(name, name) for name in names]
     model = checkpoint.fingerprint(scorer.params)
     start = time.monotonic()
-    found: Any = evaluator.simple_evaluate(
-        as_lm(scorer),
-        tasks=specs,
-        task_manager=manager,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        gen_kwargs=None if max_gen_toks is None else {"max_gen_toks": max_gen_toks},
-        use_cache=str(out / f"cache-{model[:16]}-{scorer.config.dtype}-{scorer.max_length}"),
-        bootstrap_iters=1000,
-    )
+    try:
+        found: Any = evaluator.simple_evaluate(
+            as_lm(scorer),
+            tasks=specs,
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            gen_kwargs=None if max_gen_toks is None else {"max_gen_toks": max_gen_toks},
+            use_cache=str(out / f"cache-{model[:16]}-{scorer.config.dtype}-{scorer.max_length}"),
+            bootstrap_iters=1000,
+        )
+    except OSError as error:  # what the datasets library raises, and a disk that is full
+        reason = str(error).strip().splitlines()[0][:200]
+        raise InputError(
+            f"{', '.join(names)}: some data cannot be had or something not be written ({reason}); "
+            "check the network, HF_HUB_OFFLINE, --data_dir and --out."
+        ) from error
     results = {
         "model": model,
         "versions": {name: metadata.version(name) for name in _PACKAGES if _installed(name)},
@@ -154,15 +162,22 @@ def as_lm(scorer: Scorer) -> Any:
                             "generate_until", requests[indices[j]].args, text
                         )
 
-                    scorer.complete(
-                        [requests[i].args[0] for i in indices],
-                        stop=settings["until"],
+                    complete = functools.partial(
+                        scorer.complete,
                         max_new_tokens=settings["max_gen_toks"],
                         sampling=Sampling(
                             settings["temperature"], float(settings.get("top_p", 1.0))
                         ),
-                        done=done,
                     )
+                    texts = [requests[i].args[0] for i in indices]
+                    if not settings.get("tools"):
+                        complete(texts, stop=settings["until"], done=done)
+                        continue
+                    stop = [*settings["until"], tools.OUTPUT_HEAD]
+                    with tools.Sandbox() as sandbox:
+                        write = functools.partial(complete, stop=stop)
+                        for j, text in enumerate(tools.solve(texts, write, sandbox.run)):
+                            done(j, text)
             return results
 
     return Ours()

@@ -51,7 +51,7 @@ def rows_of(out, split):
 def expected_stream(source, split, root, tokenizer):
     """(id, bytes, useful) of each token of a split, found the slow and obvious way."""
     stream = []
-    for text, useful in corpora.documents(source, split, root=root):
+    for text, useful, _ in corpora.documents(source, split, root=root):
         ids, starts = tokenizer.encode([text])[0]
         for i, start, stop in zip(ids, starts, [*starts[1:], len(text)], strict=True):
             inside = any(first <= start < last for first, last in useful or ())

@@ -94,6 +94,8 @@ def test_what_sympy_cannot_finish_is_wrong_after_the_limit(monkeypatch):
         ("5 + 6 = 11\n#### 11", "11"),
         ("The answer is 80 + 150 = 230 miles.", "230 miles"),
         ("The answer is $x=2$.", "x=2"),
+        ("Answer: Let us think step by step.\nIt makes 3, then 7.", "7"),
+        ("Answer: 12 red apples. Good.", "12 red apples"),
         ("The answer is 2x + 3y = 7.", "2x + 3y = 7"),
         (r"\boxed{3 + 4 = 7}", "3 + 4 = 7"),
         ("It makes 12, then 1,234.", "1,234"),

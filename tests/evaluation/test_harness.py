@@ -137,6 +137,25 @@ class Knows(Scorer):
         return [(-1.0 * len(t) + (5.0 if self.right in t else 0.0), False) for t in texts]
 
 
+class Writes(Scorer):
+    """A scorer that writes a program, and what it comes to when it has seen the output."""
+
+    def complete(self, texts, *, stop, **_):
+        assert stop == ["\n\nQ", "```output\n"]
+        if "```output\n42\n```" in texts[0]:
+            return ["It is \\boxed{42}."]
+        return ["```python\nprint(6 * 7)\n```\n"]
+
+
+def test_a_task_with_tools_runs_programs(scorer):
+    class Request:
+        args = ("Q", {"until": ["\n\nQ"], "max_gen_toks": 9, "do_sample": False, "tools": True})
+
+    writes = Writes(scorer.params, scorer.config, scorer.tokenizer)
+    (text,) = harness.as_lm(writes).generate_until([Request], disable_tqdm=True)
+    assert text == "```python\nprint(6 * 7)\n```\n```output\n42\n```\nIt is \\boxed{42}."
+
+
 def test_small_metrics_by_hand():
     asked = [("Q", {"gold": gold, "target": f"x = {gold}"}) for gold in ("11", "22", "33")]
     found = likelihood.small_metrics(Knows("11"), asked)
@@ -195,6 +214,18 @@ def test_a_choice_may_be_named_by_its_letter_or_its_text():
         assert documents.grade(document, [text])["correct"] == 1.0
     for text in ("The answer is (A).", "The answer is 10%.", "Perhaps"):
         assert documents.grade(document, [text])["correct"] == 0.0
+
+
+def test_programs_pass_or_fail_their_tests(tmp_path):
+    row = {
+        "prompt": "def double(x):\n", "canonical_solution": "    return 2 * x\n",
+        "test": "def check(f):\n    assert f(3) == 6", "entry_point": "double",
+    }  # fmt: skip
+    write(tmp_path, "a.jsonl", [row])
+    (document,) = documents.load(file="a.jsonl", form="humaneval", data_dir=str(tmp_path))["test"]
+    assert documents.run_tests(document, [document["target"]]) == {"passed": 1.0}
+    assert documents.run_tests(document, ["    return x\n"]) == {"passed": 0.0}
+    assert documents.run_tests(document, ["    import os; os._exit(0)\n"]) == {"passed": 0.0}
 
 
 def test_every_task_has_shots_and_data():

@@ -4,14 +4,16 @@ A document: `question`; `gold`, the answer; `target`, a solution that ends with 
 is a choice, `choices` and `label`, the index of the right one.
 """
 
+import functools
 import json
 import re
+import secrets
 import string
 from pathlib import Path
 from typing import Any
 
 from rho1_jax.errors import InputError
-from rho1_jax.evaluation import answers
+from rho1_jax.evaluation import answers, tools
 
 Document = dict[str, Any]
 
@@ -42,6 +44,18 @@ def grade(document: Document, results: list[str]) -> dict[str, float]:
         "correct": float(_right(document, answers.extract(results[0]))),
         "correct_strict": float(_right(document, answers.extract(results[0], strict=True))),
     }
+
+
+def run_tests(document: Document, results: list[str]) -> dict[str, float]:
+    """Does the program pass the document's `tests`, in the sandbox?"""
+    end = secrets.token_hex()  # a program that leaves early has not passed
+    program = f"{document['head']}{results[0]}\n{document['tests']}\nprint('\\n{end}')\n"
+    return {"passed": float(_sandbox().run(program).text.endswith(f"\n{end}\n"))}
+
+
+@functools.cache
+def _sandbox() -> tools.Sandbox:
+    return tools.Sandbox()
 
 
 def _right(document: Document, answer: str | None) -> bool:
@@ -162,7 +176,28 @@ def _instruction(row: Document) -> Document:
     return _ranked(question, [c.strip() for c in choices] or labels, labels.index(row["answer"]))
 
 
+def _bbh(row: Document) -> Document:
+    return _stated(row["input"], row["target"])
+
+
+def _humaneval(row: Document) -> Document:
+    tests = f"{row['test']}\ncheck({row['entry_point']})"
+    head = row["prompt"]
+    return {"question": head, "target": row["canonical_solution"], "head": head, "tests": tests}
+
+
+def _mbpp(row: Document) -> Document:
+    """The task and its tests as a docstring, as the data set's authors ask it."""
+    tests = "\n".join(row["test_list"])
+    question = f'"""\n{row["text"]}\n{tests}\n"""\n'
+    tests = f"{row.get('test_setup_code', '')}\n{tests}"
+    return {"question": question, "target": row["code"], "head": "", "tests": tests}
+
+
 _FORMS = {
+    "bbh": _bbh,
+    "humaneval": _humaneval,
+    "mbpp": _mbpp,
     "gsm8k": _gsm8k,
     "math": _math,
     "svamp": _svamp,
