@@ -214,13 +214,14 @@ def torch_steps(shape: LlamaConfig, tokens, ratios, ref_loss) -> dict[tuple[str,
 
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     torch.set_num_threads(os.cpu_count() or 1)
-    config = transformers.LlamaConfig(
+    llama_config: Any = transformers.LlamaConfig  # takes more than its signature says
+    config = llama_config(
         vocab_size=shape.vocab_size, hidden_size=shape.width, num_hidden_layers=shape.n_layers,
         intermediate_size=shape.ffn_width, num_attention_heads=shape.n_heads,
         num_key_value_heads=shape.n_kv_heads, head_dim=shape.head_dim,
         tie_word_embeddings=shape.tied_head, attn_implementation="sdpa",
     )  # fmt: skip
-    make = transformers.LlamaForCausalLM
+    make: Any = transformers.LlamaForCausalLM
     model, reference = make(config).to(device), make(config).to(device).eval()
     tx = torch.optim.AdamW(
         model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True
@@ -254,7 +255,9 @@ def torch_steps(shape: LlamaConfig, tokens, ratios, ref_loss) -> dict[tuple[str,
         if device == "cuda":
             torch.cuda.synchronize()
 
-    out = {("torch CLM", 1.0): functools.partial(one_step, 1.0, False)}
+    out: dict[tuple[str, float], Callable] = {
+        ("torch CLM", 1.0): functools.partial(one_step, 1.0, False)
+    }
     for k in ratios:
         out["torch SLM, live", k] = functools.partial(one_step, k, True)
         out["torch SLM, cached", k] = functools.partial(one_step, k, False)

@@ -78,7 +78,7 @@ def gradient_cosines(out: Path, seed: int, ratio: float) -> list[dict[str, Any]]
 
         def gradient_fn(top):
             how = SelectedRows(run.selection, top, N_BLOCKS) if top else None
-            fn = functools.partial(
+            fn: Any = functools.partial(
                 step.train_step, apply=functools.partial(apply, rowwise=how), tx=optax.sgd(1.0),
                 **common,
             )  # fmt: skip

@@ -31,7 +31,7 @@ from rho1_jax.slm.selection import Selection
 class Marks(NamedTuple):
     """A cotangent's message. Float, since cotangents are; exact for groups below 2^24 rows."""
 
-    index: Float[Array, "G C"]
+    ids: Float[Array, "G C"]
     rank: Float[Array, "G n"]
     blocks: Float[Array, ""]  # how many more blocks pass back selected rows only
 
@@ -101,8 +101,9 @@ def _read_selection(top, hidden, marks):
 def _selection_of(top, marks, d_hidden):
     groups, n = marks.rank.shape
     selected = (d_hidden != 0).any(axis=-1)
-    rows = rows_lib.find(selected, Capacity(groups, marks.index.shape[1], sure=False))
-    started = Marks(*(x.astype(jnp.float32) for x in rows), jnp.float32(top))
+    rows = rows_lib.find(selected, Capacity(groups, marks.ids.shape[1], sure=False))
+    ids, rank = (x.astype(jnp.float32) for x in rows)
+    started = Marks(ids, rank, jnp.float32(top))
     return d_hidden, started
 
 
@@ -126,26 +127,26 @@ def _forward(f, how, marks, weights, xs):
 
 
 def _backward(f, how, residuals, cotangents):
-    weights, *per_row = residuals
+    weights, xs, products = residuals
     dy, marks = cotangents
-    rows = Rows(*(x.astype(jnp.int32) for x in marks[:2]))
+    rows = Rows(marks.ids.astype(jnp.int32), marks.rank.astype(jnp.int32))
     active = marks.blocks > 0
 
     def pull(xs, products, dy):
         return jax.vjp(lambda w, xs: f(_replay(products), w, *xs), weights, xs)[1](dy)
 
-    def on_rows(per_row, dy):
-        *per_row, dy = jax.tree.map(lambda x: rows_lib.take(x, rows), (*per_row, dy))
-        d_weights, d_xs = pull(*per_row, dy * rows.weight[:, None].astype(dy.dtype))
+    def on_rows(*per_row):
+        xs, products, dy = jax.tree.map(lambda x: rows_lib.take(x, rows), per_row)
+        d_weights, d_xs = pull(xs, products, dy * rows.weight[:, None].astype(dy.dtype))
         return d_weights, jax.tree.map(lambda dx: rows_lib.put(dx, rows), d_xs)
 
-    def everywhere(per_row, dy):
+    def everywhere(xs, products, dy):
         dropped = active & (rows.rank < 0).reshape(-1, 1)
-        return pull(*per_row, jnp.where(dropped, 0, dy))
+        return pull(xs, products, jnp.where(dropped, 0, dy))
 
     if how.always:
-        return marks, *on_rows(per_row, dy)
-    return marks, *jax.lax.cond(active & rows.fit, on_rows, everywhere, per_row, dy)
+        return marks, *on_rows(xs, products, dy)
+    return marks, *jax.lax.cond(active & rows.fit, on_rows, everywhere, xs, products, dy)
 
 
 _on_selected_rows.defvjp(_forward, _backward)

@@ -73,11 +73,11 @@ def _forward(hidden, head, targets, mask, loss, logits, capacity, chunk_tokens):
 
     def everywhere(_):
         weight = mask.reshape(-1).astype(jnp.float32)
-        return _gradients(*tokens, head, weight, chunk_tokens)
+        return _gradients(tokens, head, weight, chunk_tokens)
 
     def on_rows(rows):
         kept = jax.tree.map(lambda x: rows_lib.take(x, rows), tokens)
-        d_hidden, d_head = _gradients(*kept, head, rows.weight, chunk_tokens)
+        d_hidden, d_head = _gradients(kept, head, rows.weight, chunk_tokens)
         return rows_lib.put(d_hidden, rows), d_head
 
     if capacity.groups * capacity.rows == mask.size:
@@ -98,8 +98,9 @@ def _backward(_capacity, _chunk_tokens, gradients, d_sum):
 selected_sum.defvjp(_forward, _backward)
 
 
-def _gradients(hidden, targets, loss, logits, head, weight, chunk_tokens):
+def _gradients(tokens, head, weight, chunk_tokens):
     """Gradients of sum(weight * loss) to hidden [M, D] and to the head [V, D]."""
+    hidden, targets, loss, logits = tokens
     matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def of_words(logits, words, local_targets, log_z):

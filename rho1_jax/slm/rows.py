@@ -20,22 +20,22 @@ _SLACK = 1.1  # groups of a batch-wide selection keep unequal numbers of tokens
 class Rows(NamedTuple):
     """Kept rows, ascending, and for every row its place among them.
 
-    index: up to C row numbers of each group; where fewer are kept, the rest is n.
-    rank: the place of each row in `index`, -1 if it is not kept.
+    ids: up to C row numbers of each group; where fewer are kept, the rest is n.
+    rank: the place of each row in `ids`, -1 if it is not kept.
     """
 
-    index: Int32[Array, "G C"]
+    ids: Int32[Array, "G C"]
     rank: Int32[Array, "G n"]
 
     @property
     def fit(self) -> Bool[Array, ""]:
-        """Whether every group keeps at most C rows; if not, `index` misses some."""
-        return self.rank.max() < self.index.shape[1]
+        """Whether every group keeps at most C rows; if not, `ids` misses some."""
+        return self.rank.max() < self.ids.shape[1]
 
     @property
     def weight(self) -> Float[Array, " M"]:
-        """1 where `index` names a row, 0 where it fills up."""
-        return (self.index < self.rank.shape[1]).astype(jnp.float32).reshape(-1)
+        """1 where `ids` names a row, 0 where it fills up."""
+        return (self.ids < self.rank.shape[1]).astype(jnp.float32).reshape(-1)
 
 
 class Capacity(NamedTuple):
@@ -87,12 +87,12 @@ def take(x: Shaped[Array, "N ..."], rows: Rows) -> Shaped[Array, "M ..."]:
     """The rows of x [N = G*n, ...] that `rows` names, [M = G*C, ...]; fillers are arbitrary."""
     groups = x.reshape(*rows.rank.shape, *x.shape[1:])
     pick = jax.vmap(lambda x, i: x.at[i].get(mode="clip", indices_are_sorted=True))
-    return pick(groups, rows.index).reshape(-1, *x.shape[1:])
+    return pick(groups, rows.ids).reshape(-1, *x.shape[1:])
 
 
 def put(y: Shaped[Array, "M ..."], rows: Rows) -> Shaped[Array, "N ..."]:
     """The inverse of `take`: y in its rows, 0 elsewhere."""
-    groups = y.reshape(*rows.index.shape, *y.shape[1:])
+    groups = y.reshape(*rows.ids.shape, *y.shape[1:])
     spread = jax.vmap(lambda y, i: y.at[jnp.maximum(i, 0)].get(mode="clip"))(groups, rows.rank)
     kept = rows.rank.reshape(*rows.rank.shape, *[1] * (y.ndim - 1)) >= 0
     return jnp.where(kept, spread, 0).astype(y.dtype).reshape(-1, *y.shape[1:])

@@ -23,8 +23,8 @@ def test_find_take_put_against_numpy(kept, groups):
     n = 24 // groups
     for g in range(groups):
         numbers = np.flatnonzero(mask.reshape(groups, n)[g])
-        np.testing.assert_array_equal(found.index[g, : len(numbers)], numbers)
-        assert (found.index[g, len(numbers) :] == n).all()
+        np.testing.assert_array_equal(found.ids[g, : len(numbers)], numbers)
+        assert (found.ids[g, len(numbers) :] == n).all()
     taken = np.asarray(rows.take(jnp.asarray(x), found))
     weight = np.asarray(found.weight) > 0
     np.testing.assert_array_equal(taken[weight], x[mask.reshape(-1)])
@@ -43,7 +43,7 @@ def test_threshold_and_indices_are_those_of_lax_top_k():
     score = jnp.round(jax.random.normal(jax.random.key(0), (50_000,)), 1)
     mask = top_k_mask(score, jnp.ones(score.shape, bool), 0.6)
     found = rows.find(mask[None], Capacity(1, 30_000, True))
-    np.testing.assert_array_equal(found.index[0], np.sort(jax.lax.top_k(score, 30_000)[1]))
+    np.testing.assert_array_equal(found.ids[0], np.sort(jax.lax.top_k(score, 30_000)[1]))
 
 
 @pytest.mark.parametrize("scope", ["batch", "microbatch", "shard", "sequence"])
