@@ -1,6 +1,6 @@
 """Text from a decoder: ragged prompts in one batch, a cache of keys and values, greedy or sampled.
 
-    python -m rho1_jax.models.generate --checkpoint=MODEL --prompt="Once upon a time"
+python -m rho1_jax.models.generate --checkpoint=MODEL --prompt="Once upon a time"
 """
 
 import argparse
