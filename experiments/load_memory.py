@@ -1,6 +1,7 @@
 """Host memory while a Hugging Face folder is loaded straight into its shards.
 
-    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m experiments.load_memory
+    export XLA_FLAGS=--xla_force_host_platform_device_count=8
+    MALLOC_MMAP_THRESHOLD_=1000000 python -m experiments.load_memory --layers=6
 
 Writes a folder with Mistral-7B's matrices (bfloat16, `--layers` of its 32 layers) to a temporary
 place, loads it over a mesh of all devices (fsdp), and prints the process's anonymous memory: after

@@ -4,9 +4,11 @@ python -m rho1_jax.models.generate --checkpoint=MODEL --prompt="Once upon a time
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -63,20 +65,19 @@ def stream(
         return
     tokens, lengths = decoding.padded(prompts, config)
     stop = jnp.array(sorted(stop_ids), jnp.int32)
-    n_new = (
-        -(-max_new_tokens // decoding.CHUNK) * decoding.CHUNK
-    )  # one program for most numbers of tokens
+    n_chunks = -(-max_new_tokens // decoding.CHUNK)
+    key, sampling = jax.random.key(sampling.seed), dataclasses.replace(sampling, seed=0)
     state, emitted = decoding.prefill(
-        params, tokens, lengths, stop, config=config, sampling=sampling, n_new=n_new
-    )
+        params, tokens, lengths, stop, key,
+        config=config, sampling=sampling, n_new=n_chunks * decoding.CHUNK,
+    )  # fmt: skip
     unstacked = decoding.unstack(params, config=config)
     rows: list[list[int]] = [[] for _ in prompts]
     done = np.arange(len(tokens)) >= len(prompts)
     written = 1
     while True:
         done |= np.asarray(state.done)
-        for i, row in enumerate(rows):
-            new = np.asarray(emitted)[i]
+        for i, (row, new) in enumerate(zip(rows, np.asarray(emitted), strict=False)):
             row += new[new != decoding.NOTHING].tolist()
             done[i] = done[i] or finished(row)
         yield [list(row) for row in rows]

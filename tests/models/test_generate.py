@@ -69,7 +69,7 @@ def test_cache_equals_the_full_forward_pass(model):
 def prefilled(params, config):
     tokens, lengths = decoding.padded(RAGGED, config)
     state, _ = decoding.prefill(
-        params, tokens, lengths, jnp.zeros(0, jnp.int32),
+        params, tokens, lengths, jnp.zeros(0, jnp.int32), jax.random.key(0),
         config=config, sampling=decoding.GREEDY, n_new=8,
     )  # fmt: skip
     return state, tokens
@@ -143,7 +143,7 @@ def test_nothing_to_do():
 
 def choices(logits, sampling, rows=4000):
     logits = jnp.tile(jnp.array(logits), (rows, 1))
-    tokens = decoding.choose(logits, jnp.array(3), sampling)
+    tokens = decoding.choose(logits, jnp.array(3), jax.random.key(0), sampling)
     return np.bincount(np.asarray(tokens), minlength=logits.shape[1]) / rows
 
 
