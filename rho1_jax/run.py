@@ -99,8 +99,6 @@ class Run:
         """What reference and policy both start from: model.init, or weights from the seed."""
         m = self.config.model
         changes = {"dtype": m.dtype, "remat": m.remat, "batch_axes": sharding.BATCH_AXES}
-        # On CPU a loop over layers costs a twentieth more: it zeroes room for what it keeps.
-        changes["scan_layers"] = jax.default_backend() != "cpu"
         if m.init:
             params, shape, tok = checkpoint.load_model(m.init, self.mesh)
             tokenizer.require_same(self.tokenizer, tok)
