@@ -1,11 +1,9 @@
 """report.html of a run: what was run, what it measured, and what it selected, on one page.
 
-Reads the run's folder: metrics.csv (required), heldout.csv, eval.json, config.json,
-environment.json. What is absent is left out with a sentence; what is broken is an InputError.
-Every sentence of the page is made from these numbers and claims no more than they say.
+What the run's folder lacks is left out with a sentence; what is broken is an InputError. Every
+sentence of the page is made from the folder's numbers and claims no more than they say.
 """
 
-import csv
 import html
 import json
 import math
@@ -15,17 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from rho1_jax.analysis import figures
+from rho1_jax.analysis import figures, records
 from rho1_jax.analysis.figures import short_count
+from rho1_jax.analysis.records import MODELS, SUBSETS
 from rho1_jax.analysis.token_view import facts, passage_html, write_page
-from rho1_jax.errors import InputError
 from rho1_jax.training.metrics import duration
 
-SUBSETS = {"all": "", "selected": "_selected", "unselected": "_unselected"}
-METRICS = ("step", "tokens", "seconds", "selected_share") + tuple(
-    f"{model}loss{suffix}" for model in ("", "ref_") for suffix in SUBSETS.values()
-)
-MODELS = ("initial", "reference", "policy")
 SCORES = {
     "excess": "excess loss",
     "loss": "loss",
@@ -59,15 +52,16 @@ def write(
     Raises: InputError naming the file (and line) if metrics.csv is missing, or any file is broken.
     """
     folder = Path(workdir)
-    metrics = read_metrics(folder / "metrics.csv")
-    heldout = read_heldout(folder / "heldout.csv")
-    evals = read_eval(folder / "eval.json")
-    config = _read_json(folder / "config.json")
-    environment = _read_json(folder / "environment.json")
+    metrics = records.read_metrics(folder / "metrics.csv")
+    heldout = records.read_heldout(folder / "heldout.csv")
+    evals = records.read_eval(folder / "eval.json")
+    config = records.read_json(folder / "config.json")
+    environment = records.read_json(folder / "environment.json")
     sections = [
         ("", _headline(metrics, evals)),
         ("Training", _training(metrics)),
         ("Held-out loss", _heldout(heldout, evals)),
+        *([("Benchmarks", _benchmarks(evals["tasks"]))] if evals.get("tasks") else []),
         ("What is selected", _scores(histogram, evals) + _precision(evals)),
         ("Marked passages", _passages(passages)),
         ("Configuration and environment", _settings(config, environment)),
@@ -75,84 +69,6 @@ def write(
     target = Path(out) if out else folder / "report.html"
     write_page(target, f"Run {folder.resolve().name}", sections)
     return target
-
-
-def read_metrics(path: Path) -> dict[str, np.ndarray]:
-    """Columns of metrics.csv as float64 [steps], NaN where a cell is empty."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist: run the train stage, then the report.")
-    rows = _read_csv(path, ("step", "tokens", "loss"))
-    columns = {name: np.array([_number(path, row, name) for row in rows]) for name in METRICS}
-    for name in ("step", "tokens"):
-        missing = np.flatnonzero(~np.isfinite(columns[name]))
-        if missing.size:
-            raise InputError(_broken(path, rows[missing[0]], f"{name} is not a number"))
-    return columns
-
-
-def read_heldout(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per domain (tokens seen, loss in nats per token) of heldout.csv; {} if it is absent."""
-    if not path.exists():
-        return {}
-    rows = _read_csv(path, ("tokens", "domain", "loss"))
-    points: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        point = _number(path, row, "tokens"), _number(path, row, "loss")
-        points.setdefault(row["domain"], []).append(point)
-    return {domain: (np.array(p)[:, 0], np.array(p)[:, 1]) for domain, p in points.items()}
-
-
-def read_eval(path: Path) -> dict[str, Any]:
-    """eval.json, {} if it is absent; InputError if a number that the report shows is missing."""
-    evals = _read_json(path)
-    needed = dict.fromkeys(MODELS, ("loss", "bits_per_byte"))
-    for section, keys in (needed | {"precision": ("precision", "useful_share")}).items():
-        for name, values in evals.get(section, {}).items():
-            for key in keys:
-                if not isinstance(values.get(key), int | float):
-                    where = f"{section}.{name}.{key}"
-                    raise InputError(f"{path} has no number {where}: evaluate the run again.")
-    return evals
-
-
-def _read_csv(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = [row | {"": str(reader.line_num)} for row in reader]  # "": for messages
-            header = reader.fieldnames or ()
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a CSV file ({error}): run its stage again.") from None
-    lacking = [name for name in required if name not in header]
-    if lacking:
-        raise InputError(f"{path} has no column {', '.join(lacking)}: run its stage again.")
-    if not rows:
-        raise InputError(f"{path} holds no rows: run its stage again.")
-    for row in rows:
-        if None in row or None in row.values():
-            raise InputError(_broken(path, row, "the number of cells is not that of the header"))
-    return rows
-
-
-def _number(path: Path, row: Mapping[str, str], name: str) -> float:
-    cell = row.get(name, "").strip()
-    try:
-        return float(cell) if cell else float("nan")
-    except ValueError:
-        raise InputError(_broken(path, row, f"{name} is {cell!r}, not a number")) from None
-
-
-def _broken(path: Path, row: Mapping[str, str], what: str) -> str:
-    return f"{path}, line {row['']}: {what}; remove the line or run its stage again."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path} is not a JSON object ({error}): run its stage again.") from None
 
 
 def _headline(metrics: Mapping[str, np.ndarray], evals: Mapping[str, Any]) -> str:
@@ -267,6 +183,23 @@ def _table(evals: Mapping[str, Any], models: Sequence[str]) -> str:
         "how it varies with the seed is not measured here.</caption>"
         f"<thead><tr><th></th>{groups}</tr><tr><th></th>{names}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
+
+
+def _benchmarks(tasks: Mapping[str, Any]) -> str:
+    """The harness's results, a row for each task and metric."""
+    rows = []
+    for task, values in tasks.items():
+        measured = {name: v for name, v in values.items() if isinstance(v, list)}
+        for i, (metric, (value, error)) in enumerate(measured.items()):
+            head = f'<th rowspan="{len(measured)}">{html.escape(task)} ({values["n"]:,})</th>'
+            cells = "".join(f"<td>{_cell(x)}</td>" for x in (value, error))
+            rows.append(f"<tr>{head if i == 0 else ''}<th>{html.escape(metric)}</th>{cells}</tr>")
+    return (
+        '<div class="wide"><table><caption>The trained policy on each task (number of items), one '
+        "run; the standard error is over items.</caption><thead><tr><th>task</th><th>metric</th>"
+        f"<th>value</th><th>standard error</th></tr></thead><tbody>{''.join(rows)}</tbody>"
+        "</table></div>"
     )
 
 

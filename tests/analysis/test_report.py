@@ -249,3 +249,11 @@ def test_the_page_goes_where_it_is_asked_to(tmp_path):
 def test_a_diverged_run_still_has_a_report(tmp_path):
     page = page_of(make_run(tmp_path, rows=["1,1000,5,nan,nan,nan,4,3,5,0.6,,,nan,0.001,200,0.3"]))
     assert page.count("<svg") == 1
+
+
+def test_benchmarks_stand_on_the_page_where_they_were_run(tmp_path):
+    tasks = {"gsm8k": {"n": 1319, "prompts": "ab", "correct": [0.362, 0.0132], "bpb": [1.25, None]}}
+    text = prose(page_of(make_run(tmp_path, eval=EVAL | {"tasks": tasks})))
+    assert "Benchmarks" in text
+    assert "gsm8k (1,319) correct 0.362 0.013 bpb 1.250 –" in text
+    assert "Benchmarks" not in prose(page_of(make_run(tmp_path, eval=EVAL)))
