@@ -295,9 +295,8 @@ def main(_) -> None:
     f = FLAGS
     shape, batch, seq_len = SHAPES[f.size]
     batch, seq_len = f.batch or batch, f.seq_len or seq_len
-    shape = dataclasses.replace(
-        shape, dtype=f.dtype, remat=f.remat, scan_layers=jax.default_backend() != "cpu"
-    )
+    unrolled = jax.default_backend() == "cpu" and f.remat == "none"  # as run.py has it
+    shape = dataclasses.replace(shape, dtype=f.dtype, remat=f.remat, scan_layers=not unrolled)
     chunk_tokens = f.chunk_tokens or batch * seq_len
     ratios = [float(k) for k in f.ratios]
     versions = f"jax {jax.__version__}, Python {platform.python_version()}"

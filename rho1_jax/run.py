@@ -28,6 +28,7 @@ from rho1_jax.training import checkpoint, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.loop import Evaluate
 
+MOST_UNROLLED = 8  # layers
 TOKENIZER_SAMPLE = 8_000_000  # characters of each domain that a new tokenizer is trained on
 
 Model = tuple[Any, LlamaConfig]  # parameters and shape
@@ -98,13 +99,12 @@ class Run:
     def initial_model(self) -> Model:
         """What reference and policy both start from: model.init, or weights from the seed."""
         m = self.config.model
-        changes = {"dtype": m.dtype, "remat": m.remat, "batch_axes": sharding.BATCH_AXES}
         if m.init:
             params, shape, tok = checkpoint.load_model(m.init, self.mesh)
             tokenizer.require_same(self.tokenizer, tok)
-            return params, dataclasses.replace(shape, **changes)
-        changes |= {"vocab_size": self.tokenizer.vocab_size, "max_length": self.config.data.seq_len}
-        shape = presets.get(m.preset, **changes)
+            return params, self._computed(shape, m.dtype)
+        sizes = {"vocab_size": self.tokenizer.vocab_size, "max_length": self.config.data.seq_len}
+        shape = self._computed(presets.get(m.preset, **sizes), m.dtype)
         init = functools.partial(llama.init, shape)
         shardings = sharding.parameter_shardings(jax.eval_shape(init, self.key), self.mesh)
         return jax.jit(init, out_shardings=shardings)(self.key), shape
@@ -163,10 +163,24 @@ class Run:
             raise InputError(f"{folder} holds no model yet: run the stage that trains it first.")
         params, shape, _ = checkpoint.load_model(folder, self.mesh)
         m = self.config.model
-        computed_in = m.dtype if name == "checkpoints" else m.ref_dtype
-        changes = {"dtype": computed_in, "remat": m.remat, "batch_axes": sharding.BATCH_AXES}
         params = jax.tree.map(lambda x: x.astype(dtype), params)
-        return params, dataclasses.replace(shape, **changes)
+        return params, self._computed(shape, m.dtype if name == "checkpoints" else m.ref_dtype)
+
+    def _computed(self, shape: LlamaConfig, dtype: str) -> LlamaConfig:
+        """`shape` as this run computes it."""
+        remat = self.config.model.remat
+        # Unrolled, a training step on CPU takes a tenth less time, but compiling grows with depth,
+        # and XLA's CPU backend only rematerialises inside a loop.
+        unrolled = (
+            jax.default_backend() == "cpu" and remat == "none" and shape.n_layers <= MOST_UNROLLED
+        )
+        return dataclasses.replace(
+            shape,
+            dtype=dtype,
+            remat=remat,
+            batch_axes=sharding.BATCH_AXES,
+            scan_layers=not unrolled,
+        )
 
     def _texts(self) -> Iterator[str]:
         """Training text of every domain in turn, TOKENIZER_SAMPLE characters of each."""

@@ -79,7 +79,7 @@ def write_model_file(folder: Path, config: LlamaConfig, tok: Tokenizer) -> None:
     """Make `folder` a model folder; the checkpoints come later."""
     folder.mkdir(parents=True, exist_ok=True)
     tok.save(folder)
-    shape = dataclasses.asdict(dataclasses.replace(config, batch_axes=None))
+    shape = dataclasses.asdict(dataclasses.replace(config, batch_axes=None, scan_layers=True))
     jsonfile.write(folder / MODEL_FILE, {"config": shape})
 
 
