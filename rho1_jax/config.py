@@ -50,7 +50,6 @@ def default_config() -> ConfigDict:
     c.score = ConfigDict()
     c.score.cached = True  # False: the reference runs live in every step
     c.score.entropy = False  # also store the reference's predictive entropy
-    c.score.utility = ""  # a score of the corpus to cache: relevance | tags:... (utility.py)
     c.score.batch_size = 32  # rows
 
     c.select = ConfigDict()
@@ -63,6 +62,7 @@ def default_config() -> ConfigDict:
     c.select.floor = 0.0  # weight of the tokens that are not selected; above 0 none is dropped
     c.select.decay = 1.0  # below 1 the reference is a moving average of the policy, with this decay
     c.select.average_of = "policy"  # where it starts: policy | reference
+    c.select.utility = ""  # the score "utility": relevance | tags:... (analysis/utility.py)
 
     c.train = _training(lr=3e-3, steps=300)
     c.train.epochs = 0.0  # times the corpus's rows, where steps is 0
@@ -157,13 +157,13 @@ def validate(config: ConfigDict) -> None:
             f"select.decay is {config.select.decay}: set it above 0 and below 1 for a reference "
             "that follows the policy, or to 1 for one that stays."
         )
-    if selection(config, n_shards=1).needs_utility and not config.score.utility:
+    if selection(config, n_shards=1).needs_utility and not config.select.utility:
         raise InputError(
-            f"select.score={config.select.score} reads a utility: set score.utility to the one "
+            f"select.score={config.select.score} reads a utility: set select.utility to the one "
             "that the score stage shall compute, relevance or tags:number,latex."
         )
-    if config.score.utility:
-        utility.parse(config.score.utility)
+    if config.select.utility:
+        utility.parse(config.select.utility)
     require_known("select.average_of", config.select.average_of, ("policy", "reference"))
     if needs_reference(config) and not config.reference.init and not config.data.clean:
         raise InputError(
@@ -177,13 +177,13 @@ def validate(config: ConfigDict) -> None:
 
 
 def needs_reference(config: ConfigDict) -> bool:
-    """Whether the selection reads a reference that is there before training."""
+    """Whether there must be a reference before training."""
     s = selection(config, n_shards=1)
-    if s.needs_utility and config.score.utility == "relevance":
+    if s.needs_utility and config.select.utility == "relevance":
         return True
     if follows_policy(config) and config.select.average_of == "policy":
         return False
-    return s.needs_ref_loss or s.needs_ref_entropy
+    return s.needs_reference
 
 
 def follows_policy(config: ConfigDict) -> bool:

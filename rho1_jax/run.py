@@ -132,8 +132,9 @@ class Run:
 
     @property
     def caches_scores(self) -> bool:
-        """Whether a reference that is there before training is asked beforehand, too."""
-        return self.config.score.cached and not config_lib.follows_policy(self.config)
+        """Whether the reference is asked before training; one that follows the policy cannot be."""
+        asked = self.selection.needs_reference and not config_lib.follows_policy(self.config)
+        return asked and self.config.score.cached
 
     def score_binding(self, ref_params: Any, rows: loader.Rows, kind: str) -> dict[str, str]:
         """What cached scores of `rows` belong to; kind: "scores" or "utility"."""
@@ -141,14 +142,14 @@ class Run:
         if ref_params is not None:
             binding["reference"] = checkpoint.fingerprint(ref_params)
         if kind == "utility":
-            binding["utility"] = self.config.score.utility
+            binding["utility"] = self.config.select.utility
         return binding
 
     def cached_scores(self, ref_params: Any) -> Scores | None:
         """The finished scores of all rows that training will read, if it reads any; InputError if
         some are missing."""
         wanted = {}
-        if ref_params is not None and self.caches_scores:
+        if self.caches_scores:
             wanted["scores"] = self.score_fields
         if self.selection.needs_utility:
             wanted["utility"] = ("utility",)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -74,7 +75,7 @@ def score(run: Run) -> None:
         params, shape = run.reference()
     if run.selection.needs_utility:
         _score_rows(run, "utility", ("utility",), utility_fn(run), params)
-    if params is None:
+    if not run.selection.needs_reference:
         return say("score", f"select.score={c.select.score} reads no reference, skipped")
     if not run.caches_scores:
         return say("score", "the reference runs in every training step, nothing to keep")
@@ -133,9 +134,10 @@ def train(run: Run) -> None:
     params = None
     if config_lib.needs_reference(c):
         params, shape = run.reference()
+        lives = run.selection.needs_reference and not run.caches_scores
         job = dataclasses.replace(
             job,
-            live_reference=None if run.caches_scores else (params, shape),
+            live_reference=(params, shape) if lives else None,
             binding={"reference": checkpoint.fingerprint(params)},
         )
     cached = run.cached_scores(params)
@@ -244,7 +246,7 @@ def _sample(run: Run, policy: Model, ref: Model | None) -> dict[str, np.ndarray]
     domains = [heldout[name] for name in run.config.data.corpus if name in heldout]
     each = min(SAMPLE_ROWS // max(len(domains), 1), run.config.eval.rows)
     views = {"": policy} if ref is None else {"": policy, "ref_": ref}
-    score_fns = {
+    score_fns: dict[str, Callable[[Batch], Mapping[str, Any]]] = {
         prefix: functools.partial(
             jax.jit(
                 functools.partial(
@@ -266,11 +268,11 @@ def _sample(run: Run, policy: Model, ref: Model | None) -> dict[str, np.ndarray]
 
 
 def utility_fn(run: Run) -> Callable[[Batch], dict[str, Any]]:
-    """A batch -> {"utility": [B, S]}: the run's score.utility."""
-    kind, tags = utility.parse(run.config.score.utility)
+    """A batch -> {"utility": [B, S]}: the run's select.utility."""
+    kind, tags = utility.parse(run.config.select.utility)
     if kind == "tags":
         return lambda batch: {
-            "utility": utility.tagged(np.asarray(batch.tokens), run.tokenizer, tags)
+            "utility": jnp.asarray(utility.tagged(np.asarray(batch.tokens), run.tokenizer, tags))
         }
     params, shape = run.reference()
     apply = apply_fn(shape)

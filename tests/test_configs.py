@@ -74,10 +74,10 @@ def test_two_steps_at_debug_size(name, tmp_path):
         ({"train.backward_rows_top": 1, "select.floor": 0.1}, "select.floor to 0"),
         ({"select.decay": 0.0}, "select.decay is 0.0"),
         ({"select.average_of": "polcy"}, "did you mean policy"),
-        ({"select.score": "utility"}, "set score.utility"),
-        ({"score.utility": "relevanc"}, "did you mean relevance"),
-        ({"score.utility": "tags"}, "tags:number,latex"),
-        ({"score.utility": "tags:nmber"}, "did you mean number"),
+        ({"select.score": "utility"}, "set select.utility"),
+        ({"select.utility": "relevanc"}, "did you mean relevance"),
+        ({"select.utility": "tags"}, "tags:number,latex"),
+        ({"select.utility": "tags:nmber"}, "did you mean number"),
     ],
 )
 def test_values_no_stage_could_use(changes, words):

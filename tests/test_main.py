@@ -83,7 +83,7 @@ def test_all_stages_leave_what_they_promise(straight):
 
 
 def test_the_reference_is_not_in_the_policys_checkpoint(straight):
-    """The saved tree is step, params and opt_state, each once, and an empty place for the average."""
+    """The saved tree is step, params and opt_state, each once; the place of an average is empty."""
     workdir, _ = straight
     saved = json.loads((workdir / "checkpoints/steps/8/state/_METADATA").read_text())
     names = [ast.literal_eval(key)[0] for key in saved["tree_metadata"]]

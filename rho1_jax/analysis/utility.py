@@ -1,6 +1,6 @@
 """Scores that are computed of the corpus before training (the paper's section 5: future work).
 
-`score.utility` names one, and the score stage keeps it beside the reference's losses:
+`select.utility` names one, and the score stage keeps it beside the reference's losses:
 
     relevance          similarity of the reference's hidden states to those of the clean text
     tags:number,latex  1 for tokens of these tags (taggers.py), 0 for the others
@@ -25,15 +25,15 @@ _ROUNDS = 10  # of k-means: the centroids only have to cover the clean text
 
 
 def parse(name: str) -> tuple[str, tuple[str, ...]]:
-    """Kind and tags of a `score.utility`; InputError if there is no such thing."""
+    """Kind and tags of a `select.utility`; InputError if there is no such thing."""
     kind, _, rest = name.partition(":")
-    require_known("score.utility", kind, KINDS)
+    require_known("select.utility", kind, KINDS)
     tags = tuple(rest.split(",")) if rest else ()
     for tag in tags:
-        require_known("score.utility: tag", tag, taggers.TAGS)
+        require_known("select.utility: tag", tag, taggers.TAGS)
     if (kind == "tags") != bool(tags):
         raise InputError(
-            f"score.utility is {name!r}: write relevance, or tags with the tags to keep, "
+            f"select.utility is {name!r}: write relevance, or tags with the tags to keep, "
             "for instance tags:number,latex."
         )
     return kind, tags

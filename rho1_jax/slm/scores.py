@@ -66,7 +66,7 @@ def diversity(s: Signals) -> Float[Array, "B S"]:
     Many tokens tie at 0, and ties go to the earlier position: `combined` with another score.
     Told apart by a 32-bit hash, so that of a million tokens some hundred may be taken for repeats.
     """
-    ahead = jnp.pad(s.targets, ((0, 0), (NGRAM - 1, 0)), constant_values=-1).astype(jnp.uint32)
+    ahead = jnp.pad(s.targets + 1, ((0, 0), (NGRAM - 1, 0))).astype(jnp.uint32)
     grams = jnp.zeros(s.targets.shape, jnp.uint32)
     for i in range(NGRAM):
         grams = (grams ^ ahead[:, i : i + s.targets.shape[1]]) * jnp.uint32(2654435761)
@@ -79,7 +79,7 @@ def diversity(s: Signals) -> Float[Array, "B S"]:
 
 
 def utility(s: Signals) -> Float[Array, "B S"]:
-    """A score that was computed beforehand (`score.utility`; analysis/utility.py)."""
+    """A score that was computed beforehand (`select.utility`; analysis/utility.py)."""
     return s.utility
 
 

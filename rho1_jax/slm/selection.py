@@ -87,6 +87,10 @@ class Selection:
         return bool(self.reads & scores.NEEDS_REF_ENTROPY)
 
     @property
+    def needs_reference(self) -> bool:
+        return self.needs_ref_loss or self.needs_ref_entropy
+
+    @property
     def needs_utility(self) -> bool:
         return bool(self.reads & scores.NEEDS_UTILITY)
 

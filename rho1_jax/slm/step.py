@@ -169,7 +169,7 @@ def _signals(
     if selection.needs_utility and batch.utility is None:
         raise InputError(
             f"select.score={selection.score} reads a utility, but the batch has none: "
-            "set score.utility and run the score stage."
+            "set select.utility and run the score stage."
         )
     targets = batch.tokens[:, 1:]
     return Signals(loss, batch.valid, ref_loss, ref_entropy, key, targets, batch.utility)

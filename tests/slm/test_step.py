@@ -228,7 +228,7 @@ def test_a_utility_comes_with_the_batch():
     data = batch(useful=useful, utility=useful.astype(jnp.float32))
     _, metrics = run(Selection("utility", 0.3), data)
     assert metrics["selected_useful"] == metrics["selected"] > 0
-    with pytest.raises(InputError, match="set score.utility"):
+    with pytest.raises(InputError, match="set select.utility"):
         run(Selection("utility", 0.3))
 
 
