@@ -188,14 +188,15 @@ SCALES = {
 def flops(c: ConfigDict, reference_size: float = 1.0) -> float:
     """FLOPs of reference training, scoring and training, in rows trained by the policy.
 
-    A forward pass is a third of a training step; every row is scored once, at most.
+    A forward pass is a third of a training step. Every row is scored once by a reference, be that
+    one which follows the policy, and once more for its relevance, where the selection asks for it.
     reference_size: the reference's FLOPs for a token over the policy's.
     """
     trained = float(c.train.steps * c.train.batch_size)
-    if not config_lib.needs_reference(c):
-        return trained
-    reference = c.reference.steps * c.reference.batch_size
-    return trained + reference_size * (reference + trained / 3)
+    reference = c.reference.steps * c.reference.batch_size * config_lib.needs_reference(c)
+    s = config_lib.selection(c, n_shards=1)
+    passes = s.needs_reference + (s.needs_utility and c.select.utility == "relevance")
+    return trained + reference_size * (reference + passes * trained / 3)
 
 
 def relative_flops(c: ConfigDict) -> float:

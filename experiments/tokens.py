@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments import pool
@@ -13,6 +14,7 @@ from rho1_jax.data import loader
 from rho1_jax.models import load
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Run, apply_fn
+from rho1_jax.slm.selection import top_k_mask
 from rho1_jax.training import scoring, sharding
 from rho1_jax.training.interruption import StopSignal
 
@@ -93,3 +95,9 @@ def _losses(run: Run, shape: LlamaConfig, params: Any, batches: Batches) -> np.n
         np.asarray(score(params, run.put(batch))["ref_loss"])[batch["valid"]] for batch in batches
     ]
     return np.concatenate(found)
+
+
+def selections(seen: Tokens, ratio: float) -> np.ndarray:
+    """bool [C, N]: the tokens with the highest excess loss at each checkpoint, as one batch."""
+    keep = jax.jit(lambda loss: top_k_mask(loss, jnp.ones(loss.shape, bool), ratio))
+    return np.stack([np.asarray(keep(loss - seen.ref_loss)) for loss in seen.losses])

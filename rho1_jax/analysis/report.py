@@ -34,8 +34,6 @@ SCORES = {
     "inverse": "negated excess loss (a control)",
     "random": "random score (a control)",
     "middle": "closeness to the median loss",
-    "diversity": "novelty within the batch",
-    "utility": "utility",
     "combined": "combined score",
 }
 UNITLESS = ("random", "combined", "score", "diversity", "utility")
