@@ -164,6 +164,11 @@ def validate(config: ConfigDict) -> None:
         )
     if config.select.utility:
         utility.parse(config.select.utility)
+    if config.select.utility == "relevance" and not config.data.clean:
+        raise InputError(
+            "select.utility=relevance is likeness to the clean text, but data.clean names none: "
+            "add a source."
+        )
     require_known("select.average_of", config.select.average_of, ("policy", "reference"))
     if needs_reference(config) and not config.reference.init and not config.data.clean:
         raise InputError(

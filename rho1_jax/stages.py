@@ -30,6 +30,7 @@ from rho1_jax.slm.step import Batch
 from rho1_jax.training import checkpoint, scoring
 
 SAMPLE_ROWS = 64  # held-out rows, at most, whose tokens are shown and scores are judged on
+STATES_PER_ROW = 128  # hidden states that relevance is made of
 PASSAGES = 4  # of them, shown in full
 
 
@@ -288,7 +289,8 @@ def utility_fn(run: Run) -> Callable[[Batch], dict[str, Any]]:
                 stop_row=min(SAMPLE_ROWS, len(rows)),
             ):
                 hidden = np.asarray(hidden_fn(params, run.put(batch).tokens), np.float32)
-                found.append(hidden[batch["valid"]])
+                thin = max(1, run.config.data.seq_len // STATES_PER_ROW)
+                found.append(hidden[batch["valid"]][::thin])
         return np.concatenate(found)
 
     c = run.config.data

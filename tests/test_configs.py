@@ -94,6 +94,10 @@ def test_no_clean_text_for_a_score_that_needs_a_reference():
         config_lib.validate(c)
     c.select.score = "all"
     config_lib.validate(c)
+    c.select.update(score="utility", utility="relevance")
+    c.reference.init = "some/model"
+    with pytest.raises(InputError, match="likeness to the clean text"):
+        config_lib.validate(c)
 
 
 @pytest.mark.parametrize(
