@@ -89,7 +89,7 @@ def _fits(losses) -> str:
         other = correlation.logarithmic(mean_x, mean_y, -1 if log.a > 0 else 1)
         lines.append(
             [method, part, results.said(r, sign=True, digits=2), f"{line.a:+.2f}", f"{line.r2:.2f}",
-             f"{log.a:+.2f}", f"{log.r2:.2f}", f"{other.r2:.2f}"]
+             f"{log.a:+.2f}", f"{log.r2:.2f}", f"{round(other.r2, 2) + 0.0:.2f}"]
         )  # fmt: skip
     head = [
         "method",

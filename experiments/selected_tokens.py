@@ -54,7 +54,7 @@ def run(this: Study) -> None:
     ]  # fmt: skip
     text = [
         f"The {ratio:.0%} of the held-out tokens of {this.corpus[0]} with the highest excess loss, "
-        f"{len(seen[0].pieces):,} tokens, by type:",
+        f"{len(seen[0].pieces):,} tokens, by type (lines in the figure: all seeds):",
         results.table(head, lines),
         f"The first and the last checkpoint select {overlap[0, -1]:.0%} of their tokens in common, "
         f"neighbours {np.diag(overlap, 1).mean():.0%}; by chance it would be {ratio:.0%}.",

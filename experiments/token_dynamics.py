@@ -44,7 +44,7 @@ def run(this: Study) -> None:
     _page(this, first, category["CLM", 0])
     text = [
         f"{first.losses.shape[1]:,} held-out tokens of {this.corpus[0]} at {len(first.steps)} "
-        "checkpoints; mean over seeds.",
+        "checkpoints; means over seeds (bands in the figure: all seeds).",
         _table(found),
         results.save(this, fig),
         "[A passage, coloured by category](tokens.html)",
@@ -111,7 +111,7 @@ def _figure(seen: list[Tokens]):
         for token in dynamics.most_fluctuating(losses, steps, SHOWN):
             single.plot(steps, losses[:, token], style, color=SHADES[name], lw=1.1)
     single.set(xlabel="training step", ylabel="loss of one token (nats)")
-    single.set_title("tokens that fluctuate most: H->H solid, L->L dashed", fontsize=10)
+    single.set_title("fluctuating tokens (H->H solid, L->L dashed)", fontsize=10)
     fig.legend(
         *means.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False
     )
