@@ -105,7 +105,8 @@ def _fits(losses) -> str:
 
 
 def _figure(steps, losses, later):
-    fig, panels = plt.subplots(1, 4, figsize=(13.6, 3.3), layout="constrained")
+    fig, grid = plt.subplots(2, 2, figsize=(8.6, 6.2), layout="constrained")
+    panels = grid.flat
     parts = {**PARTS, "downstream": "#000000"}
     for (method, style), (part, color) in itertools.product(
         {"SLM": "-", "CLM": "--"}.items(), parts.items()
@@ -129,9 +130,12 @@ def _figure(steps, losses, later):
     for i, color in zip(views, plt.get_cmap("viridis")(np.linspace(0, 0.9, 5)), strict=True):
         panels[3].plot(steps, later[i], color=color, label=f"step {steps[i]}")
     panels[3].set(xlabel="training step", ylabel="SLM's loss (nats per token)")
-    panels[3].legend(title="tokens selected at", frameon=False, fontsize=8, title_fontsize=8)
+    panels[3].legend(
+        title="tokens selected at", frameon=False, fontsize=8, title_fontsize=8,
+        loc="upper left", bbox_to_anchor=(1.0, 1.0),
+    )  # fmt: skip
     fig.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
     )
     return fig
 

@@ -109,17 +109,13 @@ def _page(this: Study, t: Tokens, kept: np.ndarray) -> None:
     """tokens.html: passages as the last checkpoint selects, and in how many of VIEWS it did."""
     views = kept[np.linspace(0, len(kept) - 1, VIEWS).round().astype(int)]
     times = views.sum(0)
-    rows = np.unique(t.row)
+    rows, ref_loss = np.unique(t.row), t.ref_loss
     marked, changing = [], []
     for row in rows[np.linspace(0, len(rows) - 1, min(PASSAGES, len(rows))).astype(int)]:
         own = t.row == row
         pieces = np.array(t.pieces, object)[own].tolist()
-        loss, ref_loss = t.losses[-1, own], t.ref_loss[own]
-        marked.append(
-            passage_html(
-                pieces, loss, ref_loss, loss - ref_loss, kept[-1, own], title=f"Held-out row {row}"
-            )
-        )
+        columns = [x[own] for x in (t.losses[-1], ref_loss, t.losses[-1] - ref_loss, kept[-1])]
+        marked.append(passage_html(pieces, *columns, title=f"Held-out row {row}"))
         spans = "".join(
             f'<span style="background:color-mix(in srgb, var(--blue) {n * 60 // VIEWS}%, '
             f'transparent)">{html.escape(piece)}</span>'

@@ -38,7 +38,7 @@ def run(this: Study) -> None:
     )
     seen = {key: tokens.look(folder, this.corpus[0]) for key, folder in runs.items()}
     category = {key: dynamics.categories(t.losses, t.steps) for key, t in seen.items()}
-    found = [row for key in seen for row in _rows(*key, seen[key], category[key])]
+    found = [row for key in seen for row in _rows(key, seen[key], category[key])]
     first = seen["CLM", 0]
     fig = _figure([seen["CLM", seed] for seed in range(this.seeds)])
     _page(this, first, category["CLM", 0])
@@ -53,14 +53,14 @@ def run(this: Study) -> None:
     results.write(this, runs, found, "\n\n".join(text))
 
 
-def _rows(method: str, seed: int, t: Tokens, category: np.ndarray) -> list[dict]:
+def _rows(key: tuple[str, int], t: Tokens, category: np.ndarray) -> list[dict]:
     shares, curves = dynamics.shares(category), dynamics.mean_curves(t.losses, category)
     residual = dynamics.fit(t.losses, t.steps).residual
     found = []
     for i, name in enumerate(CATEGORIES):
         own = category == i
         row = {
-            "method": method, "seed": seed, "category": name, "share": shares[i],
+            "method": key[0], "seed": key[1], "category": name, "share": shares[i],
             "first_loss": curves[i, 0], "last_loss": curves[i, -1],
             "fluctuation": residual[own].mean(),
         }  # fmt: skip

@@ -31,8 +31,8 @@ class Tokens(NamedTuple):
 
     steps: np.ndarray  # [C], from 0
     losses: np.ndarray  # [C, N]
-    ref_loss: np.ndarray | None  # [N]
-    useful: np.ndarray | None  # bool [N]
+    ref_loss: Any  # [N]
+    useful: Any  # bool [N]
     tag: np.ndarray  # [N], indices into taggers.TAGS
     row: np.ndarray  # [N]
     pieces: list[str]  # the text of each

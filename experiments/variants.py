@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
+from ml_collections import ConfigDict
 
 from experiments import results
 from experiments.results import BASELINE, Runs
@@ -18,7 +19,7 @@ def compare(
 
     variants: name -> changes to SLM's config. text: Markdown that goes between table and figure.
     """
-    configs = {}
+    configs: dict[tuple[str, int], ConfigDict] = {}
     for seed in range(this.seeds):
         methods = this.methods(seed)
         configs |= {(name, seed): methods[name] for name in controls}
