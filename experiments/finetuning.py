@@ -2,10 +2,10 @@
 
     python -m experiments.finetuning --data_root=DIR --out=runs/finetuning [--seeds=3]
 
-For each seed: the SLM and the CLM run of experiments/math_pretraining.py as bases, each fine-tuned
-by configs/sft.py on DIR/*.jsonl* of question and answer for 3 epochs, loss on the answers only; and
-the untrained model fine-tuned the same way. Finished runs are not done again. --base_steps and
---sft_steps shorten it. Writes results.csv: held-out loss on the answers before and after.
+For each seed: the SLM and the CLM run of experiments/math_pretraining.py, and the base both began
+with, each fine-tuned by configs/sft.py on DIR/*.jsonl* of question and answer for 3 epochs, loss on
+the answers only. Finished runs are not done again. --sft_steps shortens it. Writes results.csv:
+held-out loss on the answers before and after.
 """
 
 import argparse
@@ -17,22 +17,11 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import sft
-from experiments import math_pretraining
+from experiments.study import Study
 from rho1_jax import main as job
 
-BASES = ("SLM", "CLM", "none")
+BASES = ("SLM", "CLM", "base")
 COLUMNS = ("base", "seed", "steps", "loss_before", "loss_after", "bits_per_byte_after")
-
-
-def base_config(method: str, seed: int, steps: int) -> ConfigDict:
-    """The pretraining run; `none` is its initial model after one step at no learning rate."""
-    c = math_pretraining.method_config("CLM" if method == "none" else method, seed)
-    if steps:
-        c.train.steps = steps
-        c.reference.steps = min(steps, c.reference.steps)
-    if method == "none":
-        c.train.update(steps=1, lr=1e-12)
-    return c
 
 
 def sft_config(base: Path, spec: str, root: str, seed: int, steps: int) -> ConfigDict:
@@ -49,18 +38,18 @@ def sft_config(base: Path, spec: str, root: str, seed: int, steps: int) -> Confi
     return c
 
 
-def run_all(out: Path, spec: str, root: str, seeds: int, base_steps: int, sft_steps: int) -> None:
-    rows = []
-    for seed in range(seeds):
-        for base in BASES:
-            folder = out / f"seed{seed}" / base
-            print(f"== {base}, seed {seed}", flush=True)
-            stages = ("prepare", "reference", "score", "train")
-            job.run(base_config(base, seed, base_steps), folder, stages)
-            tuned = folder / "sft"
-            job.run(sft_config(folder, spec, root, seed, sft_steps), tuned)
-            rows.append(_row(base, seed, tuned))
-            _write(out / "results.csv", rows)
+def run_all(out: Path, spec: str, root: str, seeds: int, sft_steps: int) -> None:
+    this, rows = Study("finetuning", out, seeds=seeds), []
+    configs = {
+        (base, seed): this.base(seed) if base == "base" else this.methods(seed)[base]
+        for seed in range(seeds)
+        for base in BASES
+    }
+    for (base, seed), folder in this.run(configs).items():
+        tuned = out / f"seed{seed}" / base
+        job.run(sft_config(folder, spec, root, seed, sft_steps), tuned)
+        rows.append(_row(base, seed, tuned))
+        _write(out / "results.csv", rows)
 
 
 def _row(base: str, seed: int, tuned: Path) -> list:
@@ -81,7 +70,6 @@ if __name__ == "__main__":
     parser.add_argument("--spec", default="files:*.jsonl*")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--base_steps", type=int, default=0)
     parser.add_argument("--sft_steps", type=int, default=0)
     args = parser.parse_args()
-    run_all(args.out, args.spec, args.data_root, args.seeds, args.base_steps, args.sft_steps)
+    run_all(args.out, args.spec, args.data_root, args.seeds, args.sft_steps)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from rho1_jax.analysis import utility
 from rho1_jax.data.corpora import Source
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.slm.selection import Selection
@@ -56,6 +57,12 @@ def default_config() -> ConfigDict:
     c.select.ratio = 0.6
     c.select.scope = "batch"
     c.select.parts = ()  # ((score, weight), ...) for combined, intersection and union
+    c.select.final_ratio = 0.0  # of the last step; 0: ratio stays
+    c.select.schedule = "linear"  # linear | cosine: how ratio becomes final_ratio
+    c.select.floor = 0.0  # weight of the tokens that are not selected; above 0 none is dropped
+    c.select.decay = 1.0  # below 1 the reference is a moving average of the policy, with this decay
+    c.select.average_of = "policy"  # where it starts: policy | reference
+    c.select.utility = ""  # the score "utility": relevance | tags:... (analysis/utility.py)
 
     c.train = _training(lr=3e-3, steps=300)
     c.train.epochs = 0.0  # times the corpus's rows, where steps is 0
@@ -117,7 +124,8 @@ def selection(config: ConfigDict, n_shards: int) -> Selection:
             f"select.parts is {s.parts!r}: write pairs of score and weight, "
             "(('reference', 1.0), ('entropy', 1.0))."
         ) from error
-    return Selection(s.score, s.ratio, s.scope, parts, n_shards)
+    final_ratio = s.final_ratio or None
+    return Selection(s.score, s.ratio, s.scope, parts, n_shards, s.floor, final_ratio, s.schedule)
 
 
 def validate(config: ConfigDict) -> None:
@@ -139,13 +147,29 @@ def validate(config: ConfigDict) -> None:
         raise InputError(f"train.steps is {config.train.steps}: set it to at least 1.")
     if config.train.backward_rows_top < 0:
         raise InputError("train.backward_rows_top counts blocks: 0 is exact, no less.")
-    if config.train.backward_rows_top and (
-        config.select.score == "all" or config.select.ratio == 1.0
-    ):
+    if config.train.backward_rows_top and selection(config, n_shards=1).trains_all:
         raise InputError(
             "train.backward_rows_top goes back through selected tokens only, but every token is "
-            "selected: set it to 0, or select.ratio below 1."
+            "selected or has a floor: set it to 0, or select.ratio below 1 and select.floor to 0."
         )
+    if not 0.0 < config.select.decay <= 1.0:
+        raise InputError(
+            f"select.decay is {config.select.decay}: set it above 0 and below 1 for a reference "
+            "that follows the policy, or to 1 for one that stays."
+        )
+    if selection(config, n_shards=1).needs_utility and not config.select.utility:
+        raise InputError(
+            f"select.score={config.select.score} reads a utility: set select.utility to the one "
+            "that the score stage shall compute, relevance or tags:number,latex."
+        )
+    if config.select.utility:
+        utility.parse(config.select.utility)
+    if config.select.utility == "relevance" and not config.data.clean:
+        raise InputError(
+            "select.utility=relevance is likeness to the clean text, but data.clean names none: "
+            "add a source."
+        )
+    require_known("select.average_of", config.select.average_of, ("policy", "reference"))
     if needs_reference(config) and not config.reference.init and not config.data.clean:
         raise InputError(
             f"select.score={config.select.score} needs a reference, but data.clean names no corpus "
@@ -158,9 +182,18 @@ def validate(config: ConfigDict) -> None:
 
 
 def needs_reference(config: ConfigDict) -> bool:
-    """Whether the selection reads a reference at all."""
+    """Whether there must be a reference before training."""
     s = selection(config, n_shards=1)
-    return s.needs_ref_loss or s.needs_ref_entropy
+    if s.needs_utility and config.select.utility == "relevance":
+        return True
+    if follows_policy(config) and config.select.average_of == "policy":
+        return False
+    return s.needs_reference
+
+
+def follows_policy(config: ConfigDict) -> bool:
+    """Whether the reference is a moving average of the policy; then no score can be cached."""
+    return bool(config.select.decay < 1.0)
 
 
 def bound_part(config: ConfigDict) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -35,6 +36,7 @@ class Job:
     selection: Selection = Selection("all", 1.0)
     live_reference: Model | None = None
     cached: Scores | None = None
+    decay: float = 1.0  # below 1 the live reference (or, without one, the start) follows the policy
     binding: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -60,19 +62,23 @@ def train(run: Run, job: Job) -> bool:
             return False
         params, shape = run.initial_model()
         checkpoint.write_model_file(job.folder, shape, run.tokenizer)
-        state, shardings = _start(run, job, checkpoints, params, tx)
-        del params  # the state has them; a second copy of a large model would not fit
+        ref_params, ref_shape = job.live_reference or (None, shape)
+        average = None
+        if job.decay < 1.0:
+            average, ref_params = _average_of(ref_params, params), None
+        state, shardings = _start(run, job, checkpoints, params, tx, average)
+        del params, average  # the state has them; a second copy of a large model would not fit
         first = int(state.step)
 
-        ref_params, ref_shape = job.live_reference or (None, shape)
         train_step = functools.partial(
             step.train_step,
             apply=_policy_apply(job, shape),
             ref_apply=apply_fn(ref_shape),
             tx=tx,
-            selection=job.selection,
+            selection=dataclasses.replace(job.selection, steps=steps),
             chunk_tokens=c.loss_chunk_tokens,
             accumulation=t.accumulation,
+            decay=job.decay,
         )
         jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
         batches = loader.train_batches(
@@ -87,7 +93,7 @@ def train(run: Run, job: Job) -> bool:
             scores=job.cached,
         )
         flops = 3.0 * llama.flops_per_token(shape, c.data.seq_len)
-        if job.live_reference:
+        if job.live_reference or job.decay < 1.0:
             flops += llama.flops_per_token(ref_shape, c.data.seq_len)
         log = MetricsLog(
             job.log_folder,
@@ -132,13 +138,29 @@ def _policy_apply(job: Job, shape: LlamaConfig) -> losses.Apply:
     return functools.partial(llama.apply, config=shape, rowwise=rowwise)
 
 
-def _start(run, job, checkpoints, params, tx) -> tuple[step.TrainState, step.TrainState]:
+def _average_of(reference: Any, params: Any) -> Any:
+    """What a reference that follows the policy starts from: the reference, else the policy."""
+    if reference is None:
+        return params
+    ours, theirs = (jax.tree.map(jax.numpy.shape, tree) for tree in (params, reference))
+    if ours != theirs:
+        raise InputError(
+            "select.average_of=reference averages reference and policy, but their shapes differ: "
+            "use a reference of the policy's shape, or select.average_of=policy."
+        )
+    return jax.tree.map(lambda r, p: r.astype(p.dtype), reference, params)
+
+
+def _start(run, job, checkpoints, params, tx, average) -> tuple[step.TrainState, step.TrainState]:
     """The state to go on from, new or restored, and its shardings."""
-    new_state = functools.partial(step.init_state, tx=tx)
-    abstract = jax.eval_shape(new_state, params)
+
+    def new_state(params, average):
+        return step.init_state(params, tx, average)
+
+    abstract = jax.eval_shape(new_state, params, average)
     shardings = sharding.state_shardings(abstract, tx, run.mesh)
     if checkpoints.latest is None:
-        return jax.jit(new_state, out_shardings=shardings)(params), shardings
+        return jax.jit(new_state, out_shardings=shardings)(params, average), shardings
     state = checkpoints.restore(sharding.placed(abstract, shardings))
     say(job.name, f"resumes at step {int(state.step)}")
     return state, shardings

@@ -6,6 +6,7 @@ of them lies in the folder is known here.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -117,28 +118,53 @@ class Run:
         """The reference model, parameters in model.ref_dtype."""
         return self._load("reference", self.config.model.ref_dtype)
 
+    def average(self) -> Model:
+        """The reference that followed the policy (select.decay below 1), as training left it."""
+        place = functools.partial(sharding.parameter_shardings, mesh=self.mesh)
+        params = load.saved_params(self.folder / "checkpoints", place, part="average")
+        return params, self.policy()[1]
+
     @property
     def score_fields(self) -> tuple[str, ...]:
         """What is scored and cached for each row."""
         entropy = self.selection.needs_ref_entropy or self.config.score.entropy
         return ("ref_loss", "ref_entropy") if entropy else ("ref_loss",)
 
-    def score_binding(self, ref_params: Any, rows: loader.Rows) -> dict[str, str]:
-        """What cached scores of `rows` belong to."""
-        return {"reference": checkpoint.fingerprint(ref_params), "rows": rows.fingerprint}
+    @property
+    def caches_scores(self) -> bool:
+        """Whether the reference is asked before training; one that follows the policy cannot be."""
+        asked = self.selection.needs_reference and not config_lib.follows_policy(self.config)
+        return asked and self.config.score.cached
 
-    def cached_scores(self, ref_params: Any) -> Scores:
-        """The finished scores of all rows that training will read; InputError if any is missing."""
+    def score_binding(self, ref_params: Any, rows: loader.Rows, kind: str) -> dict[str, str]:
+        """What cached scores of `rows` belong to; kind: "scores" or "utility"."""
+        binding = {"rows": rows.fingerprint}
+        if ref_params is not None:
+            binding["reference"] = checkpoint.fingerprint(ref_params)
+        if kind == "utility":
+            binding["utility"] = self.config.select.utility
+        return binding
+
+    def cached_scores(self, ref_params: Any) -> Scores | None:
+        """The finished scores of all rows that training will read, if it reads any; InputError if
+        some are missing."""
+        wanted = {}
+        if self.caches_scores:
+            wanted["scores"] = self.score_fields
+        if self.selection.needs_utility:
+            wanted["utility"] = ("utility",)
+        if not wanted:
+            return None
         visited, rows = self.visited_rows(), self.train_rows(self.config.data.corpus)
-        return {
-            name: ref_scores.open_scores(
-                self.folder / "scores" / name,
-                fields=self.score_fields,
+        found: Scores = {name: {} for name in rows}
+        for (kind, fields), name in itertools.product(wanted.items(), rows):
+            found[name] |= ref_scores.open_scores(
+                self.folder / kind / name,
+                fields=fields,
                 row_ids=visited[name],
-                binding=self.score_binding(ref_params, rows[name]),
+                binding=self.score_binding(ref_params, rows[name], kind),
             )
-            for name in rows
-        }
+        return found
 
     def heldout_fn(self, shape: LlamaConfig) -> Evaluate:
         """parameters -> held-out losses per domain (evaluation/heldout.py)."""

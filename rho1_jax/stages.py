@@ -6,16 +6,18 @@ at once if its own output is finished. So the same command always resumes.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from rho1_jax import config as config_lib
 from rho1_jax import jsonfile
 from rho1_jax.analysis import report as report_page
+from rho1_jax.analysis import utility
 from rho1_jax.data import builder, loader, ref_scores
 from rho1_jax.errors import InputError
 from rho1_jax.evaluation import harness, selected
@@ -24,9 +26,11 @@ from rho1_jax.job import Job, say
 from rho1_jax.job import train as train_job
 from rho1_jax.models import tokenizer
 from rho1_jax.run import Model, Run, apply_fn
+from rho1_jax.slm.step import Batch
 from rho1_jax.training import checkpoint, scoring
 
 SAMPLE_ROWS = 64  # held-out rows, at most, whose tokens are shown and scores are judged on
+STATES_PER_ROW = 128  # hidden states that relevance is made of
 PASSAGES = 4  # of them, shown in full
 
 
@@ -65,14 +69,17 @@ def reference(run: Run) -> None:
 
 
 def score(run: Run) -> None:
-    """The reference's loss (and entropy) of every row that training will read, in scores/."""
-    c = run.config
-    if not config_lib.needs_reference(c):
+    """The reference's loss (and entropy) of every row that training will read, in scores/; their
+    utility, where the selection reads one, in utility/."""
+    c, params = run.config, None
+    if config_lib.needs_reference(c):
+        params, shape = run.reference()
+    if run.selection.needs_utility:
+        _score_rows(run, "utility", ("utility",), utility_fn(run), params)
+    if not run.selection.needs_reference:
         return say("score", f"select.score={c.select.score} reads no reference, skipped")
-    if not c.score.cached:
-        return say("score", "score.cached=False, the reference runs in every training step")
-
-    params, shape = run.reference()
+    if not run.caches_scores:
+        return say("score", "the reference runs in every training step, nothing to keep")
     score_fn = jax.jit(
         functools.partial(
             scoring.score_step,
@@ -81,51 +88,62 @@ def score(run: Run) -> None:
             entropy="ref_entropy" in run.score_fields,
         )
     )
-    all_rows = run.train_rows(c.data.corpus)
+    return _score_rows(run, "scores", run.score_fields, functools.partial(score_fn, params), params)
+
+
+def _score_rows(
+    run: Run,
+    folder: str,
+    fields: Sequence[str],
+    score_fn: Callable[[Batch], Mapping[str, Any]],
+    params: Any,
+) -> None:
+    """Every row that training will read through `score_fn`, into `folder`/DOMAIN."""
+    all_rows = run.train_rows(run.config.data.corpus)
     for name, row_ids in run.visited_rows().items():
         rows = all_rows[name]
         writer = ref_scores.create(
-            run.folder / "scores" / name,
+            run.folder / folder / name,
             n_rows=len(rows),
             seq_len=rows.seq_len,
-            fields=run.score_fields,
-            binding=run.score_binding(params, rows),
+            fields=fields,
+            binding=run.score_binding(params, rows, folder),
         )
         todo = writer.missing(row_ids)
         if not todo.size:
             say("score", f"{name} is finished, skipped")
             continue
         scoring.score_rows(
-            functools.partial(score_fn, params),
-            loader.batches_of(rows, todo, batch_size=c.score.batch_size),
+            score_fn,
+            loader.batches_of(rows, todo, batch_size=run.config.score.batch_size),
             writer,
             put=run.put,
             n_rows=todo.size,
             label=f"score {name}",
             stop=run.stop,
         )
-    return None
 
 
 def train(run: Run) -> None:
     """The policy in checkpoints/, with metrics.csv and heldout.csv."""
     c = run.config
-    job = Job("train", run.folder / "checkpoints", run.folder, c.train, c.data.corpus)
-    if not config_lib.needs_reference(c):
-        train_job(run, dataclasses.replace(job, selection=run.selection))
-        return
+    job = Job(
+        "train", run.folder / "checkpoints", run.folder, c.train, c.data.corpus, run.selection,
+        decay=c.select.decay,
+    )  # fmt: skip
     run.train_rows(c.data.corpus)  # what is missing first is named first
-    params, shape = run.reference()
-    binding = {"reference": checkpoint.fingerprint(params)}
-    cached = run.cached_scores(params) if c.score.cached else None
-    live = None if c.score.cached else (params, shape)
+    params = None
+    if config_lib.needs_reference(c):
+        params, shape = run.reference()
+        lives = run.selection.needs_reference and not run.caches_scores
+        job = dataclasses.replace(
+            job,
+            live_reference=(params, shape) if lives else None,
+            binding={"reference": checkpoint.fingerprint(params)},
+        )
+    cached = run.cached_scores(params)
     del params
-    train_job(
-        run,
-        dataclasses.replace(
-            job, selection=run.selection, live_reference=live, cached=cached, binding=binding
-        ),
-    )
+    train_job(run, dataclasses.replace(job, cached=cached))
 
 
 def evaluate(run: Run) -> None:
@@ -133,7 +151,9 @@ def evaluate(run: Run) -> None:
     out, samples = run.folder / "eval.json", run.folder / "samples.npz"
     c = run.config
     models = {"initial": run.initial_model(), "policy": run.policy()}
-    if config_lib.needs_reference(c):
+    if config_lib.follows_policy(c):
+        models["reference"] = run.average()
+    elif config_lib.needs_reference(c):
         models["reference"] = run.reference()
     binding = {name: checkpoint.fingerprint(params) for name, (params, _) in models.items()}
     binding |= {name: rows.fingerprint for name, rows in run.heldout_rows().items()}
@@ -146,13 +166,13 @@ def evaluate(run: Run) -> None:
         result[name] = run.heldout_fn(shape)(params)
         parts = [f"{domain} {r['loss']:.3f}" for domain, r in result[name].items()]
         say("evaluate", f"{name:9} held-out loss {'  '.join(parts)}")
-    s = c.select
-    result["selection"] = {"score": s.score, "ratio": s.ratio, "scope": s.scope}
+    s = run.selection
+    result["selection"] = {"score": s.score, "ratio": s.last_ratio, "scope": s.scope}
     _warn_of_overtaken_reference(result, c)
 
     sample = _sample(run, models["policy"], models.get("reference"))
     if "useful" in sample:
-        result["precision"] = selected.precision_of_scores(sample, s.ratio)
+        result["precision"] = selected.precision_of_scores(sample, s.last_ratio)
     # A sample is judged as one batch, whatever the scope in training.
     sample |= selected.mark(sample, dataclasses.replace(run.selection, scope="batch"))
     np.savez_compressed(samples, **sample)  # type: ignore[arg-type]
@@ -210,6 +230,8 @@ def _warn_of_weak_reference(run: Run) -> None:
 
 
 def _warn_of_overtaken_reference(result: Mapping[str, Any], c: ConfigDict) -> None:
+    if config_lib.follows_policy(c):  # it is meant to be overtaken
+        return
     for domain, r in result.get("reference", {}).items():
         if domain in c.data.clean and result["policy"][domain]["loss"] < r["loss"]:
             say(
@@ -225,7 +247,7 @@ def _sample(run: Run, policy: Model, ref: Model | None) -> dict[str, np.ndarray]
     domains = [heldout[name] for name in run.config.data.corpus if name in heldout]
     each = min(SAMPLE_ROWS // max(len(domains), 1), run.config.eval.rows)
     views = {"": policy} if ref is None else {"": policy, "ref_": ref}
-    score_fns = {
+    score_fns: dict[str, Callable[[Batch], Mapping[str, Any]]] = {
         prefix: functools.partial(
             jax.jit(
                 functools.partial(
@@ -239,9 +261,42 @@ def _sample(run: Run, policy: Model, ref: Model | None) -> dict[str, np.ndarray]
         )
         for prefix, (params, shape) in views.items()
     }
+    if run.selection.needs_utility:
+        score_fns["utility"] = utility_fn(run)
     return selected.sample(
         domains, score_fns, rows_each=each, batch_size=run.config.score.batch_size, put=run.put
     )
+
+
+def utility_fn(run: Run) -> Callable[[Batch], dict[str, Any]]:
+    """A batch -> {"utility": [B, S]}: the run's select.utility."""
+    kind, tags = utility.parse(run.config.select.utility)
+    if kind == "tags":
+        return lambda batch: {
+            "utility": jnp.asarray(utility.tagged(np.asarray(batch.tokens), run.tokenizer, tags))
+        }
+    params, shape = run.reference()
+    apply = apply_fn(shape)
+    hidden_fn = jax.jit(lambda params, tokens: apply(params, tokens[:, :-1])[0])
+
+    def states(domains: ConfigDict) -> np.ndarray:
+        """Hidden states [N, D] of the first training rows of each domain."""
+        found = []
+        for rows in run.train_rows(domains).values():
+            for batch in loader.ordered_batches(
+                rows,
+                batch_size=run.config.score.batch_size,
+                stop_row=min(SAMPLE_ROWS, len(rows)),
+            ):
+                hidden = np.asarray(hidden_fn(params, run.put(batch).tokens), np.float32)
+                thin = max(1, run.config.data.seq_len // STATES_PER_ROW)
+                found.append(hidden[batch["valid"]][::thin])
+        return np.concatenate(found)
+
+    c = run.config.data
+    near = utility.centroids(states(c.clean), states(c.corpus))
+    relevance = jax.jit(functools.partial(utility.relevance, apply))
+    return lambda batch: {"utility": relevance(params, batch.tokens, *near)}
 
 
 def _histogram(sample: Mapping[str, np.ndarray]) -> dict[str, Any] | None:

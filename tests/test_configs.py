@@ -71,6 +71,13 @@ def test_two_steps_at_debug_size(name, tmp_path):
         ({"train.backward_rows_top": -1}, "0 is exact"),
         ({"train.backward_rows_top": 1, "select.ratio": 1.0}, "select.ratio below 1"),
         ({"train.backward_rows_top": 1, "select.score": "all"}, "every token is selected"),
+        ({"train.backward_rows_top": 1, "select.floor": 0.1}, "select.floor to 0"),
+        ({"select.decay": 0.0}, "select.decay is 0.0"),
+        ({"select.average_of": "polcy"}, "did you mean policy"),
+        ({"select.score": "utility"}, "set select.utility"),
+        ({"select.utility": "relevanc"}, "did you mean relevance"),
+        ({"select.utility": "tags"}, "tags:number,latex"),
+        ({"select.utility": "tags:nmber"}, "did you mean number"),
     ],
 )
 def test_values_no_stage_could_use(changes, words):
@@ -87,6 +94,10 @@ def test_no_clean_text_for_a_score_that_needs_a_reference():
         config_lib.validate(c)
     c.select.score = "all"
     config_lib.validate(c)
+    c.select.update(score="utility", utility="relevance")
+    c.reference.init = "some/model"
+    with pytest.raises(InputError, match="likeness to the clean text"):
+        config_lib.validate(c)
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ ON_ONE_FLOOR = {  # the imports allowed between neighbours, all in one direction
     ("stages", "job"), ("job", "config"), ("job", "run"),
     ("evaluation", "training"),
     ("jsonfile", "errors"),
+    ("config", "analysis"),
     ("main", "config"), ("main", "run"), ("main", "stages"),
 }  # fmt: skip
 FILES = sorted((ROOT / "rho1_jax").rglob("*.py"))

@@ -83,11 +83,12 @@ def test_all_stages_leave_what_they_promise(straight):
 
 
 def test_the_reference_is_not_in_the_policys_checkpoint(straight):
-    """The saved tree is step, params and opt_state, each once."""
+    """The saved tree is step, params and opt_state, each once; the place of an average is empty."""
     workdir, _ = straight
     saved = json.loads((workdir / "checkpoints/steps/8/state/_METADATA").read_text())
     names = [ast.literal_eval(key)[0] for key in saved["tree_metadata"]]
-    assert set(names) == {"step", "params", "opt_state"}
+    assert set(names) == {"step", "params", "opt_state", "average"}
+    assert saved["tree_metadata"]["('average',)"]["value_metadata"]["value_type"] == "None"
     assert names.count("params") == len(jax.tree.leaves(params_of(workdir)))
     moments = [key for key in saved["tree_metadata"] if "'embed'" in key]
     assert len(moments) == 3  # the parameter and its two moments

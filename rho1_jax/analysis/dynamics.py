@@ -52,6 +52,13 @@ def categories(
     return np.where(np.abs(change) > CHANGE, moved, steady)
 
 
+def most_fluctuating(
+    losses: Float[np.ndarray, "C N"], steps: Int[np.ndarray, " C"], n: int
+) -> Int[np.ndarray, " n"]:
+    """The n tokens whose loss strays furthest from its line (figure 2, c), the furthest first."""
+    return np.argsort(-fit(losses, steps).residual, kind="stable")[:n]
+
+
 def shares(category: Int[np.ndarray, " N"]) -> Float[np.ndarray, "4"]:
     """Share of the tokens in each category."""
     return np.bincount(category, minlength=len(CATEGORIES)) / max(len(category), 1)

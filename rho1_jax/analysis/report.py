@@ -26,9 +26,10 @@ SCORES = {
     "entropy": "certainty of the reference",
     "inverse": "negated excess loss (a control)",
     "random": "random score (a control)",
+    "middle": "closeness to the median loss",
     "combined": "combined score",
 }
-UNITLESS = ("random", "combined", "score")
+UNITLESS = ("random", "combined", "score", "diversity", "utility")
 SCOPES = {
     "batch": "each global batch",
     "microbatch": "each accumulation step",

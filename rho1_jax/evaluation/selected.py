@@ -14,6 +14,7 @@ from rho1_jax.slm.selection import Selection, select
 from rho1_jax.slm.step import Batch
 
 TRUTH = ("tokens", "valid", "useful")
+SIGNALS = ("loss", "valid", "ref_loss", "ref_entropy", "utility")
 
 
 def sample(
@@ -27,9 +28,9 @@ def sample(
     """The first `rows_each` rows of each domain, and what models make of them.
 
     score_fns: prefix -> function of a batch to {"ref_loss", "ref_entropy"} (training/scoring.py) of
-    one model: "" for the policy, "ref_" for the reference. Returns "tokens" [R, S+1], "valid" and
-    (if all domains know it) "useful" [R, S], and per model prefix + "loss", prefix + "entropy" [R,
-    S].
+    one model: "" for the policy, "ref_" for the reference; "utility" -> that of {"utility"}.
+    Returns "tokens" [R, S+1], "valid" and (if all domains know it) "useful" [R, S], per model
+    prefix + "loss" and prefix + "entropy", and "utility" where it is asked for [R, S].
     """
     parts = []
     for rows in domains:
@@ -40,7 +41,8 @@ def sample(
             part = {name: batch[name][real] for name in TRUTH if name in batch}
             for prefix, score_fn in score_fns.items():
                 for name, x in score_fn(placed).items():
-                    part[prefix + name.removeprefix("ref_")] = np.asarray(x)[real]
+                    name = name.replace("ref_", prefix)
+                    part[name] = np.asarray(x)[real]
             parts.append(part)
     shared = set.intersection(*(set(part) for part in parts))
     return {name: np.concatenate([part[name] for part in parts]) for name in shared}
@@ -49,9 +51,8 @@ def sample(
 def mark(sample: Mapping[str, np.ndarray], selection: Selection) -> dict[str, np.ndarray]:
     """Score and mask of a sample of tokens under `selection`, all of them competing as one batch.
 
-    sample: "loss" and "valid" [R, S], and "ref_loss", "ref_entropy" where there is a reference.
-    Returns
-    "selected" bool [R, S] and, for a plain score, "score" float [R, S].
+    sample: "tokens" [R, S+1], "loss" and "valid" [R, S], and "ref_loss", "ref_entropy", "utility"
+    where they are known. Returns "selected" bool [R, S] and, for a plain score, "score" [R, S].
     """
     signals = _signals(sample)
     out = {"selected": np.asarray(select(selection, signals))}
@@ -76,6 +77,8 @@ def precision_of_scores(
             continue
         if selection.needs_ref_entropy and "ref_entropy" not in sample:
             continue
+        if selection.needs_utility and "utility" not in sample:
+            continue
         kept = mark(sample, selection)["selected"]
         out[name] = {
             "precision": float(useful[kept].mean()),
@@ -85,9 +88,6 @@ def precision_of_scores(
 
 
 def _signals(sample: Mapping[str, Any]) -> Signals:
-    arrays = {
-        name: jnp.asarray(sample[name])
-        for name in ("loss", "valid", "ref_loss", "ref_entropy")
-        if name in sample
-    }
-    return Signals(**arrays, key=jax.random.key(0))
+    arrays = {name: jnp.asarray(sample[name]) for name in SIGNALS if name in sample}
+    targets = jnp.asarray(sample["tokens"][:, 1:])
+    return Signals(**arrays, key=jax.random.key(0), targets=targets)

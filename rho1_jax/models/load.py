@@ -43,7 +43,7 @@ def load(
         if "source" in described:
             return load(described["source"], place)
         config = LlamaConfig.from_json(described["config"])
-        return _newest_params(path, place), config, tokenizer.load(path)
+        return saved_params(path, place), config, tokenizer.load(path)
     if path.suffix == ".gguf":
         params, config = gguf_file.load(path, place)
     elif (path / "config.json").exists() and "model_type" in jsonfile.read(path / "config.json"):
@@ -90,24 +90,30 @@ def _in_package(source: str, package: str, name: str = "") -> Path:
     return Path(found.origin).parent / name
 
 
-def _newest_params(folder: Path, place: weights.Place) -> Params:
-    """The parameters, and nothing else, of the newest training state."""
+def saved_params(
+    folder: Path, place: weights.Place, *, step: int | None = None, part: str = "params"
+) -> Params:
+    """The parameters, and nothing else, of a saved training state: the newest, or that of `step`.
+
+    part: "average" for the moving average that served as the reference.
+    """
     steps = (folder / "steps").resolve()
     with ocp.training.Checkpointer(steps) as found:
         if found.latest is None:
             raise InputError(f"{folder} holds no finished checkpoint yet: train the model first.")
-        with reading(steps / str(found.latest.step)):
-            abstract = found.metadata().metadata
+        step = found.latest.step if step is None else step
+        with reading(steps / str(step)):
+            abstract = found.metadata(step).metadata
             if abstract is None:  # what Orbax makes of metadata it cannot read
                 raise ValueError("its metadata is damaged")
             wanted = jax.tree.map(lambda _: ocp.PLACEHOLDER, abstract)
-            shapes = abstract["params"]
-            wanted["params"] = jax.tree.map(
+            shapes = abstract[part]
+            wanted[part] = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                 shapes,
                 place(shapes),
             )
-            return found.load(abstract_state=wanted)["params"]
+            return found.load(step, wanted)[part]
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from rho1_jax.slm import losses
 from rho1_jax.slm import rows as rows_lib
@@ -53,41 +53,41 @@ def selected_sum(
     hidden: Float[Array, "B S D"],
     head: Float[Array, "V D"],
     targets: Int[Array, "B S"],
-    mask: Bool[Array, "B S"],
+    weight: Float[Array, "B S"],
     loss: Float[Array, "B S"],
     logits: Float[Array, "N V"] | None,
     capacity: Capacity,
     chunk_tokens: int,
 ) -> Float[Array, ""]:
-    """Sum of `loss` over the mask, differentiable in `hidden` and `head`.
+    """Sum of weight * loss where the weight is not 0, differentiable in `hidden` and `head`.
 
     loss, logits: what `token_losses` made of the same hidden states, head and targets.
-    capacity: how many rows the mask may hold; should it hold more, all rows are gone through.
+    capacity: how many rows may have a weight; should more have one, all rows are gone through.
     """
-    return losses.masked_sum(loss, mask)
+    return losses.masked_sum(weight * loss, weight > 0)
 
 
-def _forward(hidden, head, targets, mask, loss, logits, capacity, chunk_tokens):
+def _forward(hidden, head, targets, weight, loss, logits, capacity, chunk_tokens):
     # The gradients are made here, where the logits are, and only scaled on the way back.
     tokens = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), loss.reshape(-1), logits)
 
     def everywhere(_):
-        weight = mask.reshape(-1).astype(jnp.float32)
-        return _gradients(tokens, head, weight, chunk_tokens)
+        return _gradients(tokens, head, weight.reshape(-1), chunk_tokens)
 
     def on_rows(rows):
-        kept = jax.tree.map(lambda x: rows_lib.take(x, rows), tokens)
-        d_hidden, d_head = _gradients(kept, head, rows.weight, chunk_tokens)
+        kept, w = jax.tree.map(lambda x: rows_lib.take(x, rows), (tokens, weight.reshape(-1)))
+        d_hidden, d_head = _gradients(kept, head, w * rows.weight, chunk_tokens)
         return rows_lib.put(d_hidden, rows), d_head
 
-    if capacity.groups * capacity.rows == mask.size:
+    if capacity.groups * capacity.rows == weight.size:
         gradients = everywhere(None)
     elif capacity.sure:
-        gradients = on_rows(rows_lib.find(mask, capacity))
+        gradients = on_rows(rows_lib.find(weight > 0, capacity))
     else:
-        rows = rows_lib.find(mask, capacity)
+        rows = rows_lib.find(weight > 0, capacity)
         gradients = jax.lax.cond(rows.fit, on_rows, everywhere, rows)
-    return losses.masked_sum(loss, mask), (gradients[0].reshape(hidden.shape), gradients[1])
+    total = losses.masked_sum(weight * loss, weight > 0)
+    return total, (gradients[0].reshape(hidden.shape), gradients[1])
 
 
 def _backward(_capacity, _chunk_tokens, gradients, d_sum):

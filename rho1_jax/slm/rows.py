@@ -53,8 +53,9 @@ def capacity(selection: Selection, batch: int, seq_len: int, *, accumulated: boo
     """
     groups, parts = selection.n_shards, len(selection.parts)
     n = batch // groups * seq_len
-    share = selection.ratio * (parts if selection.score == "union" else 1)
-    if selection.score == "all" or share >= 1.0:
+    share = max(selection.ratio, selection.last_ratio)  # where it moves, the largest must fit
+    share *= parts if selection.score == "union" else 1
+    if selection.trains_all or share >= 1.0:
         return Capacity(groups, n, True)
     sure = even(selection, accumulated=accumulated)
     share = share if sure else _SLACK * share

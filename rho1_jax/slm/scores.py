@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+NGRAM = 4  # tokens of context, the target included, that `diversity` compares
+
 
 class Signals(NamedTuple):
     """What a score may look at: float32 [B, S] in nats, aligned to the targets.
 
-    The last three are None where the selection at hand does not read them.
+    All but the first two are None where the selection at hand does not read them.
     """
 
     loss: Float[Array, "B S"]
@@ -24,6 +26,8 @@ class Signals(NamedTuple):
     ref_loss: Any = None
     ref_entropy: Any = None
     key: Any = None  # a jax.random key, for the random control
+    targets: Any = None  # int [B, S]
+    utility: Any = None  # whatever was computed of the corpus beforehand, higher is better
 
 
 def excess(s: Signals) -> Float[Array, "B S"]:
@@ -44,6 +48,39 @@ def reference(s: Signals) -> Float[Array, "B S"]:
 def entropy(s: Signals) -> Float[Array, "B S"]:
     """-H_ref: the tokens where the reference is sure, whatever the target (section 3.4)."""
     return -s.ref_entropy
+
+
+def middle(s: Signals) -> Float[Array, "B S"]:
+    """-|l - median of l|: neither the easy tokens nor the hard ones.
+
+    Middle-perplexity pruning (Marion et al. 2023, arXiv 2309.04564, there of whole documents), for
+    tokens: the median is over the valid tokens that are scored together.
+    """
+    median = jnp.nanmedian(jnp.where(s.valid, s.loss, jnp.nan))
+    return -jnp.abs(s.loss - median)
+
+
+def diversity(s: Signals) -> Float[Array, "B S"]:
+    """Minus how often the NGRAM tokens that end at the target came earlier among these rows.
+
+    Many tokens tie at 0, and ties go to the earlier position: `combined` with another score.
+    Told apart by a 32-bit hash, so that of a million tokens some hundred may be taken for repeats.
+    """
+    ahead = jnp.pad(s.targets + 1, ((0, 0), (NGRAM - 1, 0))).astype(jnp.uint32)
+    grams = jnp.zeros(s.targets.shape, jnp.uint32)
+    for i in range(NGRAM):
+        grams = (grams ^ ahead[:, i : i + s.targets.shape[1]]) * jnp.uint32(2654435761)
+        grams ^= grams >> 15
+    grams = jnp.where(s.valid, grams, 0).reshape(-1)
+    order = jnp.argsort(grams, stable=True)
+    first = jnp.searchsorted(grams[order], grams[order], side="left")
+    earlier = jnp.zeros_like(first).at[order].set(jnp.arange(grams.size) - first)
+    return -earlier.reshape(s.targets.shape).astype(jnp.float32)
+
+
+def utility(s: Signals) -> Float[Array, "B S"]:
+    """A score that was computed beforehand (`select.utility`; analysis/utility.py)."""
+    return s.utility
 
 
 def inverse(s: Signals) -> Float[Array, "B S"]:
@@ -75,6 +112,9 @@ SCORES: dict[str, Callable[[Signals], Array]] = {
     "loss": loss,
     "reference": reference,
     "entropy": entropy,
+    "middle": middle,
+    "diversity": diversity,
+    "utility": utility,
     "inverse": inverse,
     "random": random,
 }
@@ -82,3 +122,4 @@ SCORES: dict[str, Callable[[Signals], Array]] = {
 # What each score reads beyond the policy's own loss.
 NEEDS_REF_LOSS = frozenset({"excess", "reference", "inverse"})
 NEEDS_REF_ENTROPY = frozenset({"entropy"})
+NEEDS_UTILITY = frozenset({"utility"})

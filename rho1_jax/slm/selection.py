@@ -15,6 +15,7 @@ from rho1_jax.slm.scores import Signals
 
 SCOPES = ("batch", "microbatch", "shard", "sequence")
 SET_OPERATIONS = ("intersection", "union")
+SCHEDULES = ("linear", "cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Selection:
       row. These are different methods.
     parts: for "combined" and the set operations, (score, weight) pairs; the latter ignore weights.
     n_shards: for scope "shard", over how many devices the batch dimension is spread.
+    floor: weight in the loss of the tokens that are not kept, in [0, 1); above 0 nothing is
+      dropped, and the backward pass costs what it costs without a selection.
+    final_ratio: the ratio of the last of `steps` steps, to which it moves from `ratio` along a line
+      or half a cosine wave (`schedule`); None: it stays.
     """
 
     score: str = "excess"
@@ -37,17 +42,28 @@ class Selection:
     scope: str = "batch"
     parts: tuple[tuple[str, float], ...] = ()
     n_shards: int = 1
+    floor: float = 0.0
+    final_ratio: float | None = None
+    schedule: str = "linear"
+    steps: int = 1
 
     def __post_init__(self) -> None:
         composite = ("combined", *SET_OPERATIONS)
         require_known("select.score", self.score, ("all", *scores.SCORES, *composite))
         require_known("select.scope", self.scope, SCOPES)
+        require_known("select.schedule", self.schedule, SCHEDULES)
         for name, _ in self.parts:
             require_known("select.parts", name, tuple(scores.SCORES))
-        if not 0.0 < self.ratio <= 1.0:
+        for key, ratio in (("ratio", self.ratio), ("final_ratio", self.last_ratio)):
+            if not 0.0 < ratio <= 1.0:
+                raise InputError(
+                    f"select.{key} is {ratio}, but it is the share of tokens to train on: "
+                    "set it above 0 and at most 1 (1 is plain causal language modeling)."
+                )
+        if not 0.0 <= self.floor < 1.0:
             raise InputError(
-                f"select.ratio is {self.ratio}, but it is the share of tokens to train on: "
-                "set it above 0 and at most 1 (1 is plain causal language modeling)."
+                f"select.floor is {self.floor}, but it is the weight of a token that is not "
+                "selected: set it to at least 0 and below 1."
             )
         if self.score in composite and len(self.parts) < 2:
             raise InputError(
@@ -70,19 +86,55 @@ class Selection:
     def needs_ref_entropy(self) -> bool:
         return bool(self.reads & scores.NEEDS_REF_ENTROPY)
 
+    @property
+    def needs_reference(self) -> bool:
+        return self.needs_ref_loss or self.needs_ref_entropy
 
-def select(selection: Selection, signals: Signals) -> Bool[Array, "B S"]:
-    """The mask of tokens to train on, [B, S]. No gradient flows back into the signals."""
+    @property
+    def needs_utility(self) -> bool:
+        return bool(self.reads & scores.NEEDS_UTILITY)
+
+    @property
+    def last_ratio(self) -> float:
+        """The ratio at the end of training."""
+        return self.ratio if self.final_ratio is None else self.final_ratio
+
+    @property
+    def trains_all(self) -> bool:
+        """Whether at some step every token may carry loss, so that none can be left out."""
+        everything = max(self.ratio, self.last_ratio) >= 1.0 or self.floor > 0.0
+        return self.score == "all" or everything
+
+    def ratio_at(self, step: Int32[Array, ""]) -> float | Float32[Array, ""]:
+        """The ratio of step 0, ..., steps - 1."""
+        if self.final_ratio is None:
+            return self.ratio
+        way = jnp.clip(step / max(self.steps - 1, 1), 0.0, 1.0).astype(jnp.float32)
+        if self.schedule == "cosine":
+            way = (1.0 - jnp.cos(jnp.pi * way)) / 2.0
+        return self.ratio + (self.final_ratio - self.ratio) * way
+
+    def weights(self, mask: Bool[Array, "B S"], valid: Bool[Array, "B S"]) -> Float[Array, "B S"]:
+        """What each token weighs in the loss: 1 if it is kept, `floor` if not, 0 on padding."""
+        return jnp.where(mask, 1.0, jnp.where(valid, self.floor, 0.0))
+
+
+def select(
+    selection: Selection, signals: Signals, ratio: float | Float32[Array, ""] | None = None
+) -> Bool[Array, "B S"]:
+    """The mask of tokens to train on, [B, S]. No gradient flows back into the signals.
+
+    ratio: the ratio of this step; None: that at the end of training.
+    """
     signals = jax.lax.stop_gradient(signals)
+    ratio = selection.last_ratio if ratio is None else ratio
     if selection.score == "all":
         return signals.valid
 
     def keep(score: Float[Array, "B S"]) -> Bool[Array, "B S"]:
         groups = _n_groups(selection, score.shape[0])
         grouped = score.reshape(groups, -1), signals.valid.reshape(groups, -1)
-        return jax.vmap(lambda s, v: top_k_mask(s, v, selection.ratio))(*grouped).reshape(
-            score.shape
-        )
+        return jax.vmap(lambda s, v: top_k_mask(s, v, ratio))(*grouped).reshape(score.shape)
 
     if selection.score == "combined":
         return keep(scores.combined(signals, dict(selection.parts)))

@@ -24,24 +24,31 @@ Metrics = dict[str, Float[Array, ""]]
 class Batch(NamedTuple):
     """Packed rows. With cached `ref_loss` (and `ref_entropy`) the reference pass is skipped.
 
-    `useful` is the truth about each target where a corpus knows it; it only feeds metrics.
+    `utility` is a score computed beforehand. `useful` is the truth about each target where a corpus
+    knows it; it only feeds metrics.
     """
 
     tokens: Int[Array, "B S+1"]
     valid: Bool[Array, "B S"]
     ref_loss: Float[Array, "B S"] | None = None
     ref_entropy: Float[Array, "B S"] | None = None
+    utility: Float[Array, "B S"] | None = None
     useful: Bool[Array, "B S"] | None = None
 
 
 class TrainState(NamedTuple):
+    """`average` is a moving average of `params`, kept only where it serves as the reference."""
+
     step: Int32[Array, ""]
     params: Params
     opt_state: Any
+    average: Params | None = None
 
 
-def init_state(params: Params, tx: optax.GradientTransformation) -> TrainState:
-    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params))
+def init_state(
+    params: Params, tx: optax.GradientTransformation, average: Params | None = None
+) -> TrainState:
+    return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), average)
 
 
 def train_step(
@@ -56,18 +63,25 @@ def train_step(
     selection: Selection,
     chunk_tokens: int,
     accumulation: int = 1,
+    decay: float = 1.0,
 ) -> tuple[TrainState, Metrics]:
     """One SLM update. Pure: (state, reference, batch, key) -> (state, metrics).
 
     The loss is the sum over selected tokens divided by their number, both taken over all
-    microbatches and devices (a mean of means would favour microbatches with few selected tokens).
+    microbatches and devices (a mean of means would favour microbatches with few selected tokens);
+    with a floor, the weighted sum divided by the sum of the weights.
     Metrics are sums and counts over the batch, plus the gradient's norm.
 
     With `accumulation` > 1 the rows are spread over that many microbatches, so B must divide by it.
     Under scope "batch" they must all be scored before any can be masked: one more forward pass.
     `key` seeds the random control; it is folded with the step.
+
+    A state with an `average` takes that as its reference, not `ref_params`: a different method, in
+    which the reference follows the policy by average <- decay * average + (1 - decay) * params.
     """
     key = jax.random.fold_in(key, state.step)
+    ratio = selection.ratio_at(state.step)
+    ref_params = ref_params if state.average is None else state.average
 
     def signals(loss: Float[Array, "b S"], part: Batch, key: PRNGKeyArray | None) -> Signals:
         return _signals(loss, ref_params, part, key, ref_apply, selection, chunk_tokens)
@@ -81,9 +95,10 @@ def train_step(
             hidden, words = apply(params, inputs)
             loss, logits = head.token_losses(hidden, words, targets, chunk_tokens=chunk_tokens)
             s = signals(loss, part, key)
-            chosen = select(selection, s) if mask is None else mask
+            chosen = select(selection, s, ratio) if mask is None else mask
+            weight = selection.weights(chosen, s.valid)
             total = head.selected_sum(
-                hidden, words, targets, chosen, loss, logits, capacity, chunk_tokens
+                hidden, words, targets, weight, loss, logits, capacity, chunk_tokens
             )
             return total, _metric_sums(s, chosen, part.useful)
 
@@ -102,15 +117,19 @@ def train_step(
             scored = jax.lax.map(lambda part: signals(policy_loss(part), part, None), parts)
             parts = parts._replace(ref_loss=scored.ref_loss, ref_entropy=scored.ref_entropy)
             whole = jax.tree.map(_merge, scored)._replace(key=key)
-            mask = _split(select(selection, whole), accumulation)
+            mask = _split(select(selection, whole, ratio), accumulation)
         grads, metrics = _sum_over(grad_of, (parts, jax.random.split(key, accumulation), mask))
 
-    n_selected = jnp.maximum(metrics["selected"], 1.0)
-    grads = jax.tree.map(lambda g: g / n_selected.astype(g.dtype), grads)
+    weight = metrics["selected"] + selection.floor * (metrics["tokens"] - metrics["selected"])
+    weight = jnp.where(weight > 0, weight, 1.0)
+    grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    return TrainState(state.step + 1, params, opt_state), metrics
+    average = state.average
+    if average is not None:
+        average = optax.incremental_update(params, average, 1.0 - decay)
+    return TrainState(state.step + 1, params, opt_state, average), metrics
 
 
 def eval_step(params: Params, batch: Batch, *, apply: Apply, chunk_tokens: int) -> Metrics:
@@ -147,7 +166,13 @@ def _signals(
                 entropy=selection.needs_ref_entropy,
             )
         )
-    return Signals(loss, batch.valid, ref_loss, ref_entropy, key)
+    if selection.needs_utility and batch.utility is None:
+        raise InputError(
+            f"select.score={selection.score} reads a utility, but the batch has none: "
+            "set select.utility and run the score stage."
+        )
+    targets = batch.tokens[:, 1:]
+    return Signals(loss, batch.valid, ref_loss, ref_entropy, key, targets, batch.utility)
 
 
 def _metric_sums(

@@ -92,13 +92,15 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
 
 
 def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Shardings of a TrainState (arrays or shapes): moments lie where their parameters lie."""
+    """Shardings of a TrainState (arrays or shapes): moments and average lie where their parameters
+    lie."""
     replicated = NamedSharding(mesh, P())
     params = parameter_shardings(state.params, mesh)
     opt_state = optax.tree_map_params(
         tx, lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: replicated
     )
-    return state._replace(step=replicated, params=params, opt_state=opt_state)  # type: ignore[arg-type]
+    average = None if state.average is None else params
+    return TrainState(replicated, params, opt_state, average)  # type: ignore[arg-type]
 
 
 def placed(abstract: Any, shardings: Any) -> Any:

@@ -52,6 +52,12 @@ def test_shares_and_curves():
     assert np.isnan(curves[[0, 2]]).all()
 
 
+def test_most_fluctuating_strays_from_its_line_not_from_its_mean():
+    steady, steep, jumpy, wave = [2.0, 2, 2, 2], [8.0, 6, 4, 0], [2.0, 3, 1, 2], [1.0, 3, 1, 3]
+    losses = np.array([steady, steep, jumpy, wave]).T
+    np.testing.assert_array_equal(dynamics.most_fluctuating(losses, STEPS, 2), [3, 2])
+
+
 def test_one_checkpoint_is_no_trend():
     with pytest.raises(InputError, match="at least two checkpoints"):
         dynamics.categories(np.ones((2, 3)), np.array([5, 5]))

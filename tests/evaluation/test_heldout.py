@@ -76,7 +76,8 @@ def test_sample_holds_real_rows_with_each_models_view():
 
 def sample(**kwargs):
     valid = np.ones((1, 4), bool)
-    return {"loss": np.array([[4.0, 3.0, 2.0, 1.0]]), "valid": valid} | kwargs
+    tokens = np.zeros((1, 5), np.int32)
+    return {"tokens": tokens, "loss": np.array([[4.0, 3.0, 2.0, 1.0]]), "valid": valid} | kwargs
 
 
 def test_precision_by_hand():

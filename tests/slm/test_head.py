@@ -59,7 +59,16 @@ def selective(params, inputs, targets, signals, selection, tied, chunk_tokens, a
         loss, logits = head.token_losses(hidden, words, targets, chunk_tokens=chunk_tokens)
         mask = select(selection, signals._replace(loss=loss))
         return (
-            head.selected_sum(hidden, words, targets, mask, loss, logits, capacity, chunk_tokens),
+            head.selected_sum(
+                hidden,
+                words,
+                targets,
+                selection.weights(mask, signals.valid),
+                loss,
+                logits,
+                capacity,
+                chunk_tokens,
+            ),
             mask,
         )
 

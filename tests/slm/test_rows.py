@@ -69,6 +69,15 @@ def test_what_is_sure_to_fit_does_fit(scope, score, ratio, n_shards):
     assert not again.sure or scope != "batch" or again.rows == per_group
 
 
+def test_the_largest_ratio_of_a_schedule_fits():
+    rising = Selection("loss", 0.2, final_ratio=0.8)
+    falling = Selection("loss", 0.8, final_ratio=0.2)
+    fixed = Selection("loss", 0.8)
+    found = [rows.capacity(s, 8, 13, accumulated=False) for s in (rising, falling, fixed)]
+    assert found[0] == found[1] == found[2]
+    assert rows.capacity(Selection("loss", 0.2, floor=0.1), 8, 13, accumulated=False).rows == 104
+
+
 def test_gather_and_scatter_stay_on_their_device():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
     split = NamedSharding(mesh, P("data"))

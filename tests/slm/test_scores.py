@@ -28,6 +28,35 @@ def test_hand_numbers(name, expected):
     np.testing.assert_allclose(scores.SCORES[name](SIGNALS)[0], expected, rtol=1e-6)
 
 
+def test_middle_is_nearness_to_the_median_of_the_valid():
+    s = Signals(jnp.array([[9.0, 1.0, 2.0, 4.0]]), jnp.array([[False, True, True, True]]))
+    np.testing.assert_array_equal(scores.middle(s)[0, 1:], [-1.0, 0.0, -2.0])
+
+
+def test_diversity_counts_earlier_repeats_of_the_ngram():
+    def slow(targets, valid):
+        seen, out = {}, np.zeros(targets.shape)
+        for r, row in enumerate(targets):
+            for i in range(len(row)):
+                gram = tuple([None, None, None, *row][i : i + scores.NGRAM])
+                if valid[r, i]:
+                    out[r, i] = -seen.get(gram, 0)
+                    seen[gram] = seen.get(gram, 0) + 1
+        return out
+
+    rng = np.random.default_rng(0)
+    targets, valid = rng.integers(0, 2, (4, 24)), rng.random((4, 24)) < 0.8
+    s = Signals(jnp.zeros((4, 24)), jnp.asarray(valid), targets=jnp.asarray(targets, jnp.int32))
+    got = np.asarray(scores.diversity(s))
+    np.testing.assert_array_equal(got[valid], slow(targets, valid)[valid])
+    assert got.min() < -1
+
+
+def test_utility_is_what_was_computed_beforehand():
+    s = SIGNALS._replace(utility=REF)
+    np.testing.assert_array_equal(scores.SCORES["utility"](s), REF)
+
+
 def test_random_depends_on_the_key_alone():
     first, again = scores.random(SIGNALS), scores.random(SIGNALS._replace(loss=REF))
     other = scores.random(SIGNALS._replace(key=jax.random.key(1)))

@@ -92,6 +92,17 @@ def test_all_is_every_valid_token():
     np.testing.assert_array_equal(select(Selection("all", 1.0), s), s.valid)
 
 
+@pytest.mark.parametrize(("schedule", "third"), [("linear", 0.7666667), ("cosine", 0.8)])
+def test_the_ratio_moves_from_the_first_step_to_the_last(schedule, third):
+    selection = Selection("loss", 0.9, final_ratio=0.5, schedule=schedule, steps=61)
+    ratios = [jax.jit(selection.ratio_at)(jnp.int32(s)) for s in (0, 20, 30, 60, 99)]
+    np.testing.assert_allclose(ratios, [0.9, third, 0.7, 0.5, 0.5], atol=1e-6)
+
+
+def test_a_ratio_that_stays_is_no_traced_value():
+    assert Selection("loss", 0.9).ratio_at(jnp.int32(3)) == 0.9
+
+
 def test_no_gradient_through_the_selection():
     def kept_sum(loss):
         return jnp.sum(select(Selection("loss", 0.5), signals(loss)).astype(jnp.float32) * 2.0)
@@ -118,6 +129,9 @@ def test_same_mask_on_one_and_eight_devices(scope):
         ({"score": "exces"}, "did you mean excess"),
         ({"scope": "bach"}, "did you mean batch"),
         ({"score": "union"}, "name at least two"),
+        ({"final_ratio": 1.2}, "select.final_ratio is 1.2"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"floor": 1.0}, "below 1"),
     ],
 )
 def test_nonsense_is_one_sentence(kwargs, words):

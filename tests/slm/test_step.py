@@ -90,6 +90,57 @@ def test_unselected_tokens_change_nothing():
     same(run(selection, data)[0].params, run(selection, other)[0].params)
 
 
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_unselected_tokens_weigh_the_floor(accumulation):
+    """Against the formula: the weighted mean, by autodiff of a plain implementation."""
+    data, floor = batch(), 0.25
+
+    def weighted_mean(params):
+        hidden, head = apply(params, data.tokens[:, :-1])
+        log_p = jax.nn.log_softmax(hidden @ head.T)
+        loss = -jnp.take_along_axis(log_p, data.tokens[:, 1:, None], -1)[..., 0]
+        mask = select(Selection("loss", 0.5), Signals(loss, data.valid))
+        weight = jnp.where(mask, 1.0, floor) * data.valid
+        return jnp.sum(weight * loss) / weight.sum()
+
+    grads = jax.grad(weighted_mean)(random_params(0))
+    expected = jax.tree.map(lambda p, g: p - g, random_params(0), grads)
+    state, _ = run(Selection("loss", 0.5, floor=floor), data, accumulation=accumulation)
+    close(state.params, expected)
+
+
+def test_the_ratio_follows_its_schedule():
+    selection = Selection("excess", 1.0, final_ratio=0.25, steps=4)
+    n = float(batch().valid.sum())
+    for steps, ratio in ((1, 1.0), (2, 0.75), (4, 0.25)):
+        assert run(selection, steps=steps)[1]["selected"] == round(n * ratio)
+    same(run(selection)[0].params, run(Selection("all", 1.0))[0].params)
+
+
+def test_a_schedule_that_stays_is_the_plain_selection():
+    moving = Selection("excess", 0.5, final_ratio=0.5, schedule="cosine", steps=3)
+    same(run(moving, steps=3), run(Selection("excess", 0.5), steps=3))
+
+
+def test_an_average_of_the_policy_is_its_reference():
+    """Two steps by hand: the first against the average it was given, the second against the moved
+    one."""
+    fn = functools.partial(
+        step.train_step, batch=batch(), key=jax.random.key(5), apply=apply, ref_apply=apply, tx=TX,
+        selection=Selection("excess", 0.5), chunk_tokens=10_000,
+    )  # fmt: skip
+    start = step.init_state(random_params(0), TX, average=random_params(1))
+    first, _ = fn(start, None, decay=0.75)
+    fixed, _ = fn(step.init_state(random_params(0), TX), random_params(1))
+    same(first.params, fixed.params)
+    moved = jax.tree.map(lambda r, p: 0.75 * r + 0.25 * p, random_params(1), fixed.params)
+    close(first.average, moved)
+    second, metrics = fn(first, None, decay=0.75)
+    by_hand, same_metrics = fn(fixed, moved)
+    close(second.params, by_hand.params)
+    close(metrics, same_metrics)
+
+
 def test_padding_changes_nothing():
     data = batch()
     padded = jnp.pad(~data.valid, ((0, 0), (1, 0)))
@@ -170,6 +221,15 @@ def test_metrics_are_sums_and_counts():
 def test_no_valid_token_is_a_zero_update():
     data = batch()._replace(valid=jnp.zeros((B, S), bool))
     same(run(Selection("excess", 0.5), data)[0].params, random_params(0))
+
+
+def test_a_utility_comes_with_the_batch():
+    useful = jnp.arange(S) % 2 == jnp.zeros((B, 1))
+    data = batch(useful=useful, utility=useful.astype(jnp.float32))
+    _, metrics = run(Selection("utility", 0.3), data)
+    assert metrics["selected_useful"] == metrics["selected"] > 0
+    with pytest.raises(InputError, match="set select.utility"):
+        run(Selection("utility", 0.3))
 
 
 def test_missing_reference_is_one_sentence():

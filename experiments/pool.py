@@ -1,0 +1,248 @@
+"""A pool of runs: a config is trained once, whoever asks, in a folder named by what it computes.
+
+    POOL/runs/DIGEST/     config.json, checkpoints/, metrics.csv, eval.json, heldout_rows.npz, ...
+    POOL/shared/DIGEST/   rows, references and their scores, which runs link to
+
+A run whose model.init or reference.init is another run of the pool is trained after it. What was
+interrupted, by kill -9 too, goes on where it stopped when it is asked for again.
+"""
+
+import contextlib
+import fcntl
+import functools
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from rho1_jax import config as config_lib
+from rho1_jax import jsonfile, main
+from rho1_jax.data import loader
+from rho1_jax.run import Run, apply_fn
+from rho1_jax.training import scoring, sharding
+from rho1_jax.training.interruption import StopSignal
+from rho1_jax.training.metrics import duration
+
+SHARED_STAGES = ("prepare", "reference", "score")
+OWN_STAGES = ("train", "evaluate")
+ROWS_FILE = "heldout_rows.npz"  # written last: a run that has it is finished
+
+
+def place(pool: Path, config: ConfigDict) -> Path:
+    """The folder of this config's run, with the config in it; nothing is trained yet.
+
+    Two configs share a folder if they differ in nothing but the devices and how often they log.
+    """
+    config_lib.validate(config)
+    plain = json.loads(config.to_json_best_effort())
+    decides = config_lib.bound_part(config) | {"checkpoint": plain["checkpoint"]}
+    folder = pool.resolve() / "runs" / _digest(decides)
+    if not (folder / "config.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        jsonfile.write(folder / "config.json", plain)
+    return folder
+
+
+def config_of(folder: Path) -> ConfigDict:
+    """The config that `place` put there."""
+    return ConfigDict(jsonfile.read(folder / "config.json")).lock()
+
+
+def finished(folder: Path) -> bool:
+    return (folder / ROWS_FILE).exists()
+
+
+def cores() -> int:
+    """The processor cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_all(
+    folders: Iterable[Path], *, workers: int = 1, show: Callable[[str], None] = print
+) -> None:
+    """Train what is not finished, and before it the runs it starts from.
+
+    workers: processes, each on a core of its own; with 1 all happens in this process. `show`
+    receives a line for every run that ends.
+    """
+    todo = [folder for folder in _in_order(folders) if not finished(folder)]
+    if not todo:
+        return
+    start = time.monotonic()
+
+    def said(done: int, folder: Path) -> None:
+        per_run = (time.monotonic() - start) / done
+        left = duration(per_run * (len(todo) - done))
+        show(f"run {done} of {len(todo)} is finished ({folder.name}), {left} left")
+
+    if workers == 1:
+        for done, folder in enumerate(todo, 1):
+            train(folder)
+            said(done, folder)
+        return
+    for done, folder in enumerate(_in_processes(todo, workers), 1):
+        said(done, folder)
+
+
+def train(folder: Path) -> None:
+    """One run, from what its folder and the shared ones already hold. InputError as main.run."""
+    config, shared = config_of(folder), _link_shared(folder)
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        compiled = folder.parent.parent / "compiled"  # runs differ little: most programs are there
+        jax.config.update("jax_compilation_cache_dir", str(compiled))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    with contextlib.ExitStack() as locks:
+        for place in shared:
+            locks.enter_context(_locked(place))
+        main.run(config, folder, SHARED_STAGES)
+    main.run(config, folder, OWN_STAGES)
+    if not finished(folder):
+        _write_heldout_rows(config, folder)
+
+
+def heldout_rows(folder: Path) -> dict[str, np.ndarray]:
+    """domain -> [rows, 2]: the finished policy's nats, and the targets, of each held-out row."""
+    with np.load(folder / ROWS_FILE) as f:
+        return dict(f)
+
+
+def _link_shared(folder: Path) -> list[Path]:
+    """Links rows, reference and scores to where runs share them; returns those places."""
+    config = config_of(folder)
+    plain = config_lib.bound_part(config)
+    data, shared = plain["data"], folder.parent.parent / "shared"
+    sources = {
+        name: {k: v for k, v in source.items() if k != "weight"}
+        for name, source in (data["corpus"] | data["clean"]).items()
+    }
+    init = plain["model"]["init"] if plain["tokenizer"]["source"] == "init" else ""
+    rows = {"sources": sources, "tokenizer": plain["tokenizer"], "init": init}
+    rows |= {key: data[key] for key in ("root", "seq_len")}
+    places = {"data": shared / _digest(rows) / "data"}
+    if config_lib.needs_reference(config):
+        keys = ("seed", "model", "reference", "score")
+        reference = rows | {key: plain[key] for key in keys} | {"clean": data["clean"]}
+        if not config.score.entropy:
+            reference["fields"] = plain["select"]
+        for name in ("reference", "scores"):
+            places[name] = shared / _digest(reference) / name
+    for name, place in places.items():
+        place.mkdir(parents=True, exist_ok=True)
+        if not (folder / name).exists():
+            (folder / name).symlink_to(os.path.relpath(place, folder))
+    return sorted({place.parent for place in places.values()})
+
+
+def _in_order(folders: Iterable[Path]) -> list[Path]:
+    """Each run once, after those it starts from."""
+    found: dict[Path, None] = {}
+
+    def add(folder: Path) -> None:
+        for before in _needs(folder):
+            add(before)
+        found.setdefault(folder)
+
+    for folder in folders:
+        add(folder)
+    return sorted(found, key=_depth)
+
+
+def _depth(folder: Path) -> int:
+    return 1 + max(map(_depth, _needs(folder)), default=0)
+
+
+def _needs(folder: Path) -> list[Path]:
+    config = config_of(folder)
+    named = (Path(config.model.init), Path(config.reference.init))
+    return [path for path in named if path.parent == folder.parent]
+
+
+def _in_processes(todo: list[Path], workers: int) -> Iterator[Path]:
+    """Yields the runs as they end; one begins when those it needs have ended."""
+    context = multiprocessing.get_context("spawn")
+    cores = context.Queue()
+    for core in sorted(os.sched_getaffinity(0))[:workers]:
+        cores.put(core)
+    with ProcessPoolExecutor(workers, context, _pin, (cores,)) as executor:
+        waiting, running = list(todo), dict[Future, Path]()
+        try:
+            while waiting or running:
+                ready = [f for f in waiting if all(map(finished, _needs(f)))]
+                for folder in ready[: workers - len(running)]:
+                    running[executor.submit(_train_quietly, folder)] = folder
+                    waiting.remove(folder)
+                ended, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    future.result()
+                    yield running.pop(future)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def _pin(cores: Any) -> None:
+    """A core of its own: one run on each of two cores is faster than each in turn on both."""
+    os.sched_setaffinity(0, {cores.get()})
+
+
+def _train_quietly(folder: Path) -> None:
+    with (folder / "log.txt").open("a", buffering=1) as log:  # noqa: SIM117
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            train(folder)
+
+
+@contextlib.contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    """One process at a time; the system frees the lock of one that dies."""
+    with (place / "lock").open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        yield
+
+
+def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
+    mesh = sharding.make_mesh(**config.mesh)
+    with jax.set_mesh(mesh):
+        run = Run(config, folder, mesh, StopSignal())
+        params, shape = run.policy()
+        loss_fn = jax.jit(
+            functools.partial(
+                scoring.score_step,
+                apply=apply_fn(shape),
+                chunk_tokens=config.loss_chunk_tokens,
+                entropy=True,  # as in the stage `evaluate`, where it is compiled already
+            )
+        )
+        found: Mapping[str, np.ndarray] = {
+            name: np.concatenate(
+                [
+                    _sums(loss_fn(params, run.put(batch))["ref_loss"], batch)
+                    for batch in loader.ordered_batches(
+                        rows,
+                        batch_size=config.score.batch_size,
+                        stop_row=min(config.eval.rows, len(rows)),
+                    )
+                ]
+            )
+            for name, rows in run.heldout_rows().items()
+        }
+    draft = folder / ("draft_" + ROWS_FILE)
+    np.savez(draft, **found)  # type: ignore[arg-type]
+    draft.replace(folder / ROWS_FILE)
+
+
+def _sums(loss: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    real = batch["row"] >= 0
+    nats = np.where(batch["valid"], np.asarray(loss, np.float64), 0).sum(1)
+    return np.stack([nats, batch["valid"].sum(1)], 1)[real]
+
+
+def _digest(value: Any) -> str:
+    return config_lib.digest(value)[:16]

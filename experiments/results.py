@@ -1,0 +1,191 @@
+"""What every experiment writes: results.csv, figures, and summary.md with where they come from."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments import pool
+from experiments.study import Study, flops
+from rho1_jax import jsonfile
+from rho1_jax.analysis import bootstrap
+from rho1_jax.analysis.bootstrap import Interval
+
+# Colour-blind safe (Okabe and Ito).
+COLORS = ("#0072B2", "#000000", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
+BASELINE = "CLM"
+
+Runs = Mapping[tuple[str, int], Path]  # (method, seed) -> the folder of its finished run
+
+
+def methods(runs: Runs) -> list[str]:
+    return list(dict.fromkeys(method for method, _ in runs))
+
+
+def of(runs: Runs, method: str) -> list[Path]:
+    """The runs of a method, by seed."""
+    return [folder for (name, _), folder in sorted(runs.items()) if name == method]
+
+
+def rows(runs: Runs) -> list[dict[str, Any]]:
+    """results.csv: one row per method, seed and domain, and the base and reference of each seed."""
+    found = []
+    for (method, seed), folder in runs.items():
+        evals, config = jsonfile.read(folder / "eval.json"), pool.config_of(folder)
+        costs = {
+            "steps": config.train.steps,
+            "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
+            "flops_in_tokens": round(flops(config) * config.data.seq_len),
+        }
+        found += _rows(method, seed, evals["policy"], costs | step_means(folder))
+        if method == methods(runs)[0]:
+            found += _rows("(base)", seed, evals["initial"], {})
+            found += _rows("(reference)", seed, evals.get("reference", {}), {})
+    return found
+
+
+def step_means(folder: Path) -> dict[str, float]:
+    """Means over the steps: share of tokens selected, and where the truth is known the share of
+    useful ones among the selected (precision) and among all."""
+    names = ("selected_share", "precision", "useful_share")
+    with (folder / "metrics.csv").open(newline="") as f:
+        steps = list(csv.DictReader(f))
+    known = [name for name in names if steps[0].get(name)]
+    return {name: float(np.mean([float(step[name]) for step in steps])) for name in known}
+
+
+def loss(runs: Runs, method: str, domain: str, minus: str = "") -> Interval:
+    """Held-out nats per token of a method, or that minus another's from the same seeds and rows."""
+    measured = _stacked(of(runs, method), domain)
+    nats, targets = measured[..., 0], measured[0, :, 1]
+    if minus:
+        nats = nats - _stacked(of(runs, minus), domain)[..., 0]
+    return bootstrap.mean_loss(nats, targets)
+
+
+def speedup(runs: Runs, method: str, domain: str, baseline: str = BASELINE) -> Interval:
+    """How many times fewer training tokens reach the last held-out loss of the baseline."""
+    base_tokens, base = curves(of(runs, baseline), domain)
+    tokens, losses = curves(of(runs, method), domain)
+    return bootstrap.tokens_to_baseline(base_tokens, base, tokens, losses)
+
+
+def curves(folders: Sequence[Path], domain: str) -> tuple[np.ndarray, np.ndarray]:
+    """Training tokens [points], and held-out losses [runs, points] at these."""
+    found = []
+    for folder in folders:
+        with (folder / "heldout.csv").open(newline="") as f:
+            points = [row for row in csv.DictReader(f) if row["domain"] == domain]
+        found.append([(float(row["tokens"]), float(row["loss"])) for row in points])
+    measured = np.array(found)
+    return measured[0, :, 0], measured[..., 1]
+
+
+def draw_curves(axes: Axes, runs: Runs, domain: str) -> None:
+    """Held-out loss over training tokens: the mean over seeds, and a band from least to most."""
+    for (i, method), color in zip(enumerate(methods(runs)), COLORS * 3, strict=False):
+        tokens, losses = curves(of(runs, method), domain)
+        style = "-" if i % 2 == 0 else "--"
+        axes.plot(tokens / 1e3, losses.mean(0), style, color=color, label=method, lw=1.6)
+        axes.fill_between(tokens / 1e3, losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
+    axes.set(xlabel="training tokens (thousands)", ylabel="held-out loss (nats per token)")
+    axes.set_title(domain, fontsize=10)
+
+
+def comparison(runs: Runs, domains: Sequence[str], baseline: str = BASELINE) -> str:
+    """A Markdown table: one line per method; losses, paired differences, costs, selections."""
+    head = ["method", "tokens", "FLOPs / CLM", "selected"]
+    for domain in domains:
+        head += [f"{domain}, nats per token", f"minus {baseline}"]
+    lines = []
+    unit = flops(pool.config_of(of(runs, baseline)[0]))
+    for method in methods(runs):
+        folders = of(runs, method)
+        config = pool.config_of(folders[0])
+        means = [step_means(folder) for folder in folders]
+        selected = f"{np.mean([m['selected_share'] for m in means]):.0%}"
+        if "precision" in means[0] and method != baseline:
+            selected += f", {np.mean([m['precision'] for m in means]):.0%} useful"
+        n_tokens = config.train.steps * config.train.batch_size * config.data.seq_len
+        cells = [method, f"{n_tokens:,}", f"{flops(config) / unit:.2f}", selected]
+        for domain in domains:
+            cells.append(said(loss(runs, method, domain)))
+            own = method == baseline
+            cells.append("" if own else said(loss(runs, method, domain, minus=baseline), sign=True))
+        lines.append(cells)
+    for name in ("base", "reference"):
+        evals = [jsonfile.read(f / "eval.json") for f in of(runs, methods(runs)[0])]
+        key = "initial" if name == "base" else name
+        if key not in evals[0]:
+            continue
+        cells = [f"({name})", "", "", ""]
+        for domain in domains:
+            cells += [f"{np.mean([e[key][domain]['loss'] for e in evals]):.3f}", ""]
+        lines.append(cells)
+    return table(head, lines)
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    rule = ["---"] * len(head)
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in (head, rule, *lines))
+
+
+def said(value: Interval, *, sign: bool = False, digits: int = 3) -> str:
+    """Estimate and interval: -0.123 [-0.150, -0.101]."""
+    plus = "+" if sign else ""
+    estimate = f"{value.estimate:{plus}.{digits}f}"
+    if math.isnan(value.low) and math.isnan(value.high):
+        return estimate
+    return f"{estimate} [{value.low:{plus}.{digits}f}, {value.high:{plus}.{digits}f}]"
+
+
+def write(
+    study: Study, runs: Mapping[Any, Path], found: Sequence[Mapping[str, Any]], text: str
+) -> None:
+    """results.csv and summary.md: `text`, then how and on what it was measured."""
+    study.out.mkdir(parents=True, exist_ok=True)
+    columns = dict.fromkeys(name for row in found for name in row)
+    with (study.out / "results.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    (study.out / "summary.md").write_text(f"{text.strip()}\n\n{_provenance(study, runs)}\n")
+    print((study.out / "summary.md").read_text(), flush=True)
+
+
+def save(study: Study, figure: Figure, name: str = "figure.png") -> str:
+    """Saves a figure; returns the Markdown that shows it."""
+    study.out.mkdir(parents=True, exist_ok=True)
+    figure.savefig(study.out / name, dpi=150)
+    return f"![{study.name}]({name})"
+
+
+def _provenance(study: Study, runs: Mapping[Any, Path]) -> str:
+    there = jsonfile.read(next(iter(runs.values())) / "environment.json")
+    versions = ", ".join(f"{name} {version}" for name, version in there["versions"].items())
+    data = f" --data={Path(study.data).name}" if study.data else ""
+    return (
+        f"`python -m experiments.{study.name} --scale={study.scale} --seeds={study.seeds}{data}`, "
+        f"seeds 0 to {study.seeds - 1}, {there['started'][:10]}, {there['cpu_cores']} CPU cores, "
+        f"{there['devices']}, Python {there['python']}, {versions}. Intervals: 95 %, paired "
+        "bootstrap over seeds and held-out rows, stretched for the number of seeds."
+    )
+
+
+def _rows(method: str, seed: int, evals: Mapping, more: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"method": method, "seed": seed, "domain": domain, "loss": r["loss"],
+         "bits_per_byte": r["bits_per_byte"], **more}
+        for domain, r in evals.items()
+    ]  # fmt: skip
+
+
+def _stacked(folders: Sequence[Path], domain: str) -> np.ndarray:
+    """[seeds, rows, 2]: nats and targets."""
+    return np.stack([pool.heldout_rows(folder)[domain] for folder in folders])

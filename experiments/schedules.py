@@ -1,0 +1,35 @@
+"""Should the ratio change over time? From many tokens to few, and from few to many.
+
+    python -m experiments.schedules [--scale=tiny] [--seeds=3] --out=runs/schedules
+
+Each schedule selects 0.6 of all tokens in the mean over the steps, as SLM does.
+"""
+
+import sys
+
+from experiments import study
+from experiments.study import Study
+from experiments.variants import compare
+
+VARIANTS = {
+    f"{schedule}, {first} to {last}": {
+        "select.ratio": first, "select.final_ratio": last, "select.schedule": schedule
+    }
+    for schedule, first, last in (
+        ("linear", 0.9, 0.3), ("cosine", 0.9, 0.3), ("linear", 0.3, 0.9), ("linear", 1.0, 0.2)
+    )
+}  # fmt: skip
+
+
+def run(this: Study) -> None:
+    compare(
+        this,
+        VARIANTS,
+        controls=("SLM", "CLM", "random selection"),
+        text="The backward pass is sized by the largest ratio of a schedule, so that a moving "
+        "ratio costs what its larger end costs. Schedules are not in the paper.",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(study.main(run))

@@ -1,0 +1,56 @@
+"""Variants of the method side by side: each against CLM, from the same seeds and held-out rows."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from ml_collections import ConfigDict
+
+from experiments import results
+from experiments.results import BASELINE, Runs
+from experiments.study import Study
+
+
+def compare(
+    this: Study, variants: Mapping[str, Mapping[str, Any]], *, controls: Sequence[str], text: str
+) -> None:
+    """Runs and writes a whole experiment: the controls of Study.methods, then the variants.
+
+    variants: name -> changes to SLM's config. text: Markdown that goes between table and figure.
+    """
+    configs: dict[tuple[str, int], ConfigDict] = {}
+    for seed in range(this.seeds):
+        methods = this.methods(seed)
+        configs |= {(name, seed): methods[name] for name in controls}
+        configs |= {(name, seed): this.config(seed, v) for name, v in variants.items()}
+    runs = this.run(configs)
+    domains = [*this.targets, *this.corpus]
+    n_lines = len(results.methods(runs)) - 1
+    fig, panels = plt.subplots(
+        1, len(domains), figsize=(2.0 + 2.6 * len(domains), 0.9 + 0.27 * n_lines),
+        layout="constrained", squeeze=False, sharey=True,
+    )  # fmt: skip
+    for axes, domain in zip(panels[0], domains, strict=True):
+        draw_differences(axes, runs, domain, controls)
+    parts = [results.comparison(runs, domains), text, results.save(this, fig)]
+    results.write(this, runs, results.rows(runs), "\n\n".join(parts))
+    plt.close(fig)
+
+
+def draw_differences(axes: Axes, runs: Runs, domain: str, controls: Sequence[str]) -> None:
+    """Held-out loss minus the baseline's, a line for each method, with 95 % intervals."""
+    names = [name for name in results.methods(runs) if name != BASELINE]
+    for place, name in enumerate(names):
+        value = results.loss(runs, name, domain, minus=BASELINE)
+        color = results.COLORS[1] if name in controls else results.COLORS[0]
+        marker = "s" if name in controls else "o"
+        axes.plot([value.low, value.high], [place, place], color=color, lw=1.6)
+        axes.plot(value.estimate, place, marker, color=color, ms=5)
+    axes.axvline(0.0, color="0.5", lw=0.8, ls=":")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel(f"loss minus {BASELINE}'s\n(nats per token)")
+    axes.set_title(domain, fontsize=10)
+    axes.grid(axis="x", lw=0.4, color="0.85")
+    axes.set_axisbelow(True)

@@ -1,0 +1,78 @@
+"""Variants of the method through all stages: references that follow the policy, utilities."""
+
+import functools
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from rho1_jax import job, main
+from rho1_jax.errors import InputError
+from rho1_jax.models import load, weights
+from tests import tiny_config
+from tests.tiny_config import write_texts
+
+STAGES = ("prepare", "reference", "score", "train", "evaluate")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("text"))
+
+
+def run(texts, folder, stages=STAGES, **changes):
+    config = tiny_config.get_config()
+    changes = {key.replace("__", "."): value for key, value in changes.items()}
+    changes |= {"data.root": str(texts), "train.steps": 4, "eval.every": 4}
+    config.update_from_flattened_dict(changes)
+    main.run(config, folder, stages)
+
+
+def cached_utility(folder):
+    """The values that were computed."""
+    place = folder / "utility" / "noisy"
+    return np.load(place / "utility.npy")[np.load(place / "done.npy")]
+
+
+def test_history_and_tags_need_no_reference_and_resume_bit_for_bit(texts, tmp_path):
+    parts = (("inverse", 1.0), ("utility", 1.0))
+    changes = {"select__score": "combined", "select__parts": parts, "select__decay": 0.5}
+    changes["select__utility"] = "tags:number"
+    run(texts, tmp_path, **changes)
+    assert not (tmp_path / "reference").exists()
+    assert not (tmp_path / "scores").exists()
+    assert set(cached_utility(tmp_path).flat) == {0.0, 1.0}
+    with np.load(tmp_path / "samples.npz") as sample:  # judged by the average that training left
+        assert sample["ref_loss"].shape == sample["utility"].shape == sample["loss"].shape
+
+    folder = tmp_path / "checkpoints"
+    policy, average = (
+        load.saved_params(folder, weights.on_first_device, part=part)
+        for part in ("params", "average")
+    )
+    assert (policy["embed"] != average["embed"]).any()
+    shutil.rmtree(folder / "steps" / "4")
+    run(texts, tmp_path, ("prepare", "train"), **changes)
+    again = load.saved_params(folder, weights.on_first_device, part="average")
+    jax.tree.map(np.testing.assert_array_equal, again, average)
+
+
+def test_a_reference_that_evolves_starts_as_the_reference_and_relevance_is_cached(texts, tmp_path):
+    parts = (("excess", 1.0), ("utility", 1.0))
+    changes = {"select__score": "combined", "select__parts": parts, "select__decay": 1 - 1e-9}
+    changes |= {"select__average_of": "reference", "select__utility": "relevance"}
+    run(texts, tmp_path, STAGES[:-1], **changes)
+    assert not (tmp_path / "scores").exists()
+    average = load.saved_params(tmp_path / "checkpoints", weights.on_first_device, part="average")
+    reference = load.load(tmp_path / "reference")[0]
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), average, reference)
+    assert np.abs(cached_utility(tmp_path)).max() <= 1.001
+    assert cached_utility(tmp_path).std() > 0.01
+    with pytest.raises(InputError, match=r"config.select.utility"):
+        run(texts, tmp_path, **changes | {"select__utility": "tags:number"})
+
+
+def test_an_average_of_two_shapes_is_one_sentence():
+    with pytest.raises(InputError, match="shapes differ"):
+        job._average_of({"embed": np.zeros((3, 2))}, {"embed": np.zeros((4, 2))})
