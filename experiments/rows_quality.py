@@ -1,134 +1,129 @@
 """Is the approximate backward pass good enough? Gradients and held-out losses, rows against exact.
 
-    python -m experiments.rows_quality --out=runs/rows_quality [--seeds=3]
+    python -m experiments.rows_quality [--scale=tiny] [--seeds=3] --out=runs/rows_quality
 
-On the embedded corpus of configs/math.py and for each seed: SLM with the exact backward pass, with
-all blocks on selected rows, and with the upper half; same data, reference and scores. Held-out
-losses go to rows_quality.csv. Then, along the exact run, the gradient of each on the same batches.
+For each seed: SLM with the exact backward pass, with all blocks on selected rows, and with the
+upper half of them; same base, data, reference and scores. And along the exact training of seed 0
+the gradient of each on the same batches: its cosine with the exact one, and its length.
 """
 
 import csv
 import functools
-import json
-import shutil
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
+import numpy as np
 import optax
-from absl import app, flags
 from ml_collections import ConfigDict
 
-from configs import math as math_config
-from rho1_jax import main as rho1
+from experiments import results, study
+from experiments.study import Study
+from experiments.variants import compare
 from rho1_jax.data import loader
-from rho1_jax.models import llama
+from rho1_jax.models import llama, presets
 from rho1_jax.run import Run, weights
 from rho1_jax.slm import step
 from rho1_jax.slm.backward import SelectedRows
 from rho1_jax.training import optimizer, sharding
 from rho1_jax.training.interruption import StopSignal
 
-N_BLOCKS, STEPS, LOOK_EVERY = 4, 200, 50
-METHODS = {"exact": 0, "rows, upper half": N_BLOCKS // 2, "rows, all": N_BLOCKS}
+RATIOS = (0.6, 0.4)
+LOOKS = 5  # gradients are compared at that many steps, the first and the last among them
 
 
-def run_config(seed: int, top: int) -> ConfigDict:
-    c = ConfigDict(math_config.get_config().to_dict())
-    c.update_from_flattened_dict(
-        {"seed": seed, "train.steps": STEPS, "reference.steps": 100, "eval.every": 100,
-         "train.backward_rows_top": top}
-    )  # fmt: skip
-    return c
+def run(this: Study) -> None:
+    n = presets.get(this.config(0).model.preset).n_layers
+    tops = {"rows, upper half": n // 2, "rows, all blocks": n}
+    compared = gradients(this, tops)
+    this.out.mkdir(parents=True, exist_ok=True)
+    with (this.out / "gradients.csv").open("w", newline="") as f:
+        writer = csv.DictWriter(f, list(compared[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(compared)
+    compare(
+        this,
+        {name: {"train.backward_rows_top": top} for name, top in tops.items()},
+        controls=("SLM", "CLM", "random selection"),
+        text=f"Gradient against the exact one, on the same batches of seed 0:\n\n{_said(compared)}",
+    )
 
 
-def heldout_losses(out: Path, seed: int) -> list[dict[str, Any]]:
-    """Trains each method; held-out losses of each domain at the end."""
+def gradients(this: Study, tops: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Cosine with, and length relative to, the exact gradient, along exact training of seed 0."""
+    config = this.config(0)
+    folder = this.run({"SLM": config})["SLM"]
+    mesh = sharding.make_mesh(**config.mesh)
     found = []
-    exact = out / f"seed{seed}" / "exact"
-    for name, top in METHODS.items():
-        folder = exact.with_name(name.replace(", ", "_").replace(" ", "_"))
-        if name != "exact" and not folder.exists():
-            for part in ("data", "reference", "scores"):
-                shutil.copytree(exact / part, folder / part)
-        rho1.run(run_config(seed, top), folder)
-        policy = json.loads((folder / "eval.json").read_text())["policy"]
-        for domain, result in policy.items():
-            what = {"seed": seed, "method": name, "step": STEPS, "what": f"held-out loss, {domain}"}
-            found.append(what | {"value": result["loss"]})
-    return found
-
-
-def gradient_cosines(out: Path, seed: int, ratio: float) -> list[dict[str, Any]]:
-    """Cosine and length of each gradient against the exact one, along exact training."""
-    c = run_config(seed, 0)
-    c.select.ratio = ratio
-    mesh = sharding.make_mesh(-1, 1, 1)
-    found: list[dict[str, Any]] = []
     with jax.set_mesh(mesh):
-        run = Run(c, out / f"seed{seed}" / "exact", mesh, StopSignal())
-        params, shape = run.initial_model()
-        scores = run.cached_scores(run.reference()[0])
-        apply = functools.partial(llama.apply, config=shape)
-        common: dict[str, Any] = {
-            "ref_apply": apply, "selection": run.selection, "chunk_tokens": c.loss_chunk_tokens
-        }  # fmt: skip
-
-        def gradient_fn(top):
-            how = SelectedRows(run.selection, top, N_BLOCKS) if top else None
-            fn: Any = functools.partial(
-                step.train_step, apply=functools.partial(apply, rowwise=how), tx=optax.sgd(1.0),
-                **common,
-            )  # fmt: skip
-
-            def gradient(params, batch):
-                state = step.init_state(params, optax.sgd(1.0))
-                after = fn(state, None, batch, run.key)[0].params
-                return jax.flatten_util.ravel_pytree(jax.tree.map(jnp.subtract, params, after))[0]
-
-            return jax.jit(gradient)
-
-        gradients = {name: gradient_fn(top) for name, top in METHODS.items()}
-        t = c.train
-        schedule = optimizer.schedule(t.lr, t.warmup_steps, STEPS, t.final_lr_share)
-        tx = optimizer.adamw(schedule, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay, clip=t.clip)
-        train_step = jax.jit(functools.partial(step.train_step, apply=apply, tx=tx, **common))
-        state = step.init_state(params, tx)
-        batches = loader.train_batches(
-            run.train_rows(c.data.corpus), weights(c.data.corpus), batch_size=t.batch_size,
-            seed=seed, start_step=0, num_steps=STEPS, scores=scores,
-        )  # fmt: skip
-        for i, batch in enumerate(map(run.put, batches)):
-            if i in (0, 10) or i % LOOK_EVERY == LOOK_EVERY - 1:
-                g = {name: fn(state.params, batch) for name, fn in gradients.items()}
-                size = jnp.linalg.norm(g["exact"])
-                for name in list(METHODS)[1:]:
-                    norm = jnp.linalg.norm(g[name])
-                    cosine = jnp.vdot(g[name], g["exact"]) / norm / size
-                    what = {"seed": seed, "method": name, "step": i}
-                    found.append(what | {"what": f"cosine, k={ratio}", "value": float(cosine)})
-                    found.append(what | {"what": f"norm, k={ratio}", "value": float(norm / size)})
-                print(found[-4:], flush=True)
-            state, _ = train_step(state, None, batch, run.key)
+        for ratio in RATIOS:
+            c = ConfigDict(config.to_dict())
+            c.select.ratio = ratio
+            here = Run(c, folder, mesh, StopSignal())
+            found += [{"ratio": ratio, **row} for row in _along_training(here, tops)]
     return found
 
 
-def main(_) -> None:
-    out = Path(flags.FLAGS.out)
-    found: list[dict[str, Any]] = []
-    for seed in range(flags.FLAGS.seeds):
-        found += heldout_losses(out, seed)
-        if seed == 0:
-            found += [row for k in (0.6, 0.4) for row in gradient_cosines(out, seed, k)]
-        with (out / "rows_quality.csv").open("w", newline="") as f:
-            writer = csv.DictWriter(f, ("seed", "method", "step", "what", "value"))
-            writer.writeheader()
-            writer.writerows(row | {"value": f"{row['value']:.5g}"} for row in found)
+def _along_training(here: Run, tops: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+    c, t = here.config, here.config.train
+    params, shape = here.initial_model()
+    apply = functools.partial(llama.apply, config=shape)
+
+    def step_fn(tx: optax.GradientTransformation, top: int) -> Callable:
+        how = SelectedRows(here.selection, top, shape.n_layers) if top else None
+        return functools.partial(
+            step.train_step, apply=functools.partial(apply, rowwise=how), ref_apply=apply, tx=tx,
+            selection=here.selection, chunk_tokens=c.loss_chunk_tokens,
+        )  # fmt: skip
+
+    def gradient_fn(top: int) -> Callable:
+        descent = optax.sgd(1.0)  # moves the parameters by the gradient itself
+
+        def gradient(params, batch):
+            state = step.init_state(params, descent)
+            after = step_fn(descent, top)(state, None, batch, here.key)[0].params
+            return jax.flatten_util.ravel_pytree(jax.tree.map(jnp.subtract, params, after))[0]
+
+        return jax.jit(gradient)
+
+    exact, approximate = gradient_fn(0), {name: gradient_fn(top) for name, top in tops.items()}
+    schedule = optimizer.schedule(t.lr, t.warmup_steps, t.steps, t.final_lr_share)
+    tx = optimizer.adamw(schedule, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay, clip=t.clip)
+    train_step = jax.jit(step_fn(tx, 0))
+    state = step.init_state(params, tx)
+    rows, domains = here.train_rows(c.data.corpus), c.data.corpus
+    batches = loader.train_batches(
+        rows, weights(domains), batch_size=t.batch_size, seed=c.seed, start_step=0,
+        num_steps=t.steps, scores=here.cached_scores(here.reference()[0]),
+    )  # fmt: skip
+    looks = set(np.linspace(0, t.steps - 1, LOOKS).round().astype(int).tolist())
+    for i, batch in enumerate(map(here.put, batches)):
+        if i in looks:
+            true = exact(state.params, batch)
+            for name, fn in approximate.items():
+                g = fn(state.params, batch)
+                size, true_size = jnp.linalg.norm(g), jnp.linalg.norm(true)
+                cosine = float(jnp.vdot(g, true) / size / true_size)
+                yield {
+                    "method": name, "step": i, "cosine": round(cosine, 5),
+                    "length": round(float(size / true_size), 5),
+                }  # fmt: skip
+        state, _ = train_step(state, None, batch, here.key)
+
+
+def _said(compared: list[dict[str, Any]]) -> str:
+    """A Markdown table: the cosines over the steps."""
+    steps = list(dict.fromkeys(row["step"] for row in compared))
+    lines = {}
+    for row in compared:
+        line = lines.setdefault((row["ratio"], row["method"]), [])
+        line.append(f"{row['cosine']:.3f}")
+    head = ["k", "method", *(f"cosine at step {i}" for i in steps)]
+    return results.table(head, [[str(k), name, *line] for (k, name), line in lines.items()])
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("out", "runs/rows_quality", "folder for runs and rows_quality.csv")
-    flags.DEFINE_integer("seeds", 3, "seeds")
-    app.run(main)
+    sys.exit(study.main(run))
