@@ -35,7 +35,6 @@ def compare(
         draw_differences(axes, runs, domain, controls)
     parts = [results.comparison(runs, domains), text, results.save(this, fig)]
     results.write(this, runs, results.rows(runs), "\n\n".join(parts))
-    plt.close(fig)
 
 
 def draw_differences(axes: Axes, runs: Runs, domain: str, controls: Sequence[str]) -> None:
