@@ -27,7 +27,9 @@ from ml_collections import ConfigDict
 from rho1_jax import config as config_lib
 from rho1_jax import jsonfile, main
 from rho1_jax.data import loader
+from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Run, apply_fn
+from rho1_jax.slm.step import Batch
 from rho1_jax.training import scoring, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.metrics import duration
@@ -208,14 +210,7 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     with jax.set_mesh(mesh):
         run = Run(config, folder, mesh, StopSignal())
         params, shape = run.policy()
-        loss_fn = jax.jit(
-            functools.partial(
-                scoring.score_step,
-                apply=apply_fn(shape),
-                chunk_tokens=config.loss_chunk_tokens,
-                entropy=True,  # as in the stage `evaluate`, where it is compiled already
-            )
-        )
+        loss_fn = _loss_fn(shape, config.loss_chunk_tokens)
         found: Mapping[str, np.ndarray] = {
             name: np.concatenate(
                 [
@@ -232,6 +227,15 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     draft = folder / ("draft_" + ROWS_FILE)
     np.savez(draft, **found)  # type: ignore[arg-type]
     draft.replace(folder / ROWS_FILE)
+
+
+@functools.cache
+def _loss_fn(shape: LlamaConfig, chunk_tokens: int) -> Callable[[Any, Batch], Mapping[str, Any]]:
+    return jax.jit(
+        functools.partial(
+            scoring.score_step, apply=apply_fn(shape), chunk_tokens=chunk_tokens, entropy=False
+        )
+    )
 
 
 def _sums(loss: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
