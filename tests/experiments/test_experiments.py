@@ -2,39 +2,49 @@
 
 import csv
 import dataclasses
-import importlib
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import all as everything
-from experiments import pool, results, self_reference, study, weak_to_strong
+from experiments import general_pretraining, pool, results, self_reference, weak_to_strong
+from experiments.study import Study
 from rho1_jax.errors import InputError
+
+ROOT = Path(__file__).parent.parent.parent
+COMPARISONS = ("math_pretraining", "general_pretraining", "self_reference", "select_ratio",
+               "weak_to_strong")  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", everything.NAMES)
-def test_two_steps_of_every_experiment(name, one_seed, folder):
-    this = dataclasses.replace(one_seed, name=name, out=folder / name)
-    if name == "general_pretraining":
-        for domain in ("web", "code", "math"):
-            if not (folder / "data" / domain).exists():
-                shutil.copytree(folder / "data" / "corpus", folder / "data" / domain)
-    importlib.import_module(f"experiments.{name}").run(this)
-    with (this.out / "results.csv").open() as f:
-        rows = list(csv.DictReader(f))
-    methods = {row["method"] for row in rows}
-    assert {"CLM", "random selection", "CLM on corpus + clean", "(reference)"} <= methods
-    assert all(np.isfinite(float(row["loss"])) for row in rows)
-    summary = (this.out / "summary.md").read_text()
-    assert f"python -m experiments.{name}" in summary
-    assert "Paper: " in summary
-    page = everything.page(folder, [name])
-    assert "<table>" in page
-    assert "data:image/png;base64," in page
+def test_two_steps_of_every_experiment_and_the_page(folder, tmp_path):
+    for domain in ("web", "code", "math"):
+        shutil.copytree(folder / "data" / "corpus", folder / "data" / domain)
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device
+    options = ["--scale=debug", "--seeds=1", f"--data={folder / 'data'}", f"--out={tmp_path}"]
+    line = [sys.executable, "-m", "experiments.all", *options]
+    done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "is left out" not in done.stdout
+    page = (tmp_path / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    for name in everything.NAMES:
+        assert f'<section id="{name}">' in page
+        with (tmp_path / name / "results.csv").open() as f:
+            rows = list(csv.DictReader(f))
+        assert all(np.isfinite(float(row["loss"])) for row in rows if row.get("loss"))
+        assert f"python -m experiments.{name}" in (tmp_path / name / "summary.md").read_text()
+        assert list((tmp_path / name).glob("*.png"))
+    for name in COMPARISONS:
+        table = (tmp_path / name / "summary.md").read_text()
+        for control in ("CLM", "random selection", "CLM on corpus + clean", "(reference)"):
+            assert f"| {control} |" in table
 
 
 def test_controls_are_what_they_say(study):
@@ -72,15 +82,13 @@ def test_a_weak_reference_is_trained_on_clean_text_only(study):
 
 
 def test_general_text_needs_text(study):
-    from experiments import general_pretraining
-
     with pytest.raises(InputError, match="--data=DIR"):
         general_pretraining.run(dataclasses.replace(study, scale="mistral", data=""))
 
 
 @pytest.mark.parametrize("scale", ["tiny", "small", "smollm2", "tinyllama", "mistral"])
 def test_every_scale_builds(scale, folder):
-    this = study.Study("example", folder / "scales" / "example", scale)
+    this = Study("example", folder / "scales" / "example", scale)
     for seed in (0, 1):
         for config in this.methods(seed).values():
             assert config.data.corpus
