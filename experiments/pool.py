@@ -14,6 +14,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -107,7 +108,7 @@ def in_processes(
     for _, core in zip(range(workers), itertools.cycle(os.sched_getaffinity(0)), strict=False):
         cores.put(core)
     waiting, running = list(todo), dict[Future, Path]()
-    with ProcessPoolExecutor(workers, context, _pin, (cores,)) as executor:
+    with ProcessPoolExecutor(workers, context, _begin, (cores,)) as executor:
         try:
             while waiting or running:
                 ready = [folder for folder in waiting if all(map(finished, _needs(folder)))]
@@ -133,7 +134,7 @@ def train_quietly(folder: Path) -> Path:
 
 def train(folder: Path) -> Path:
     """One run, from what its folder and the shared ones already hold. Raises what main.run does."""
-    with _locked(folder):  # a killed parent's orphan may still be at it
+    with _locked(folder):  # two commands, or two jobs on a cluster, may ask for the same run
         if finished(folder):
             return folder
         config, shared = config_of(folder), _link_shared(folder)
@@ -192,9 +193,18 @@ def _needs(folder: Path) -> list[Path]:
     return [path for path in named if path.parent == folder.parent]
 
 
-def _pin(cores: Any) -> None:
+def _begin(cores: Any) -> None:
     """A core of its own: one run on each of two cores is faster than each in turn on both."""
     os.sched_setaffinity(0, {cores.get()})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its processes, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager
