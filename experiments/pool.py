@@ -4,7 +4,8 @@
     POOL/shared/DIGEST/   rows, references and their scores, which runs link to
 
 A run whose model.init or reference.init is another run of the pool is trained after it. What was
-interrupted, by kill -9 too, goes on where it stopped when it is asked for again.
+interrupted, by kill -9 too, goes on where it stopped when it is asked for again. What is finished
+is not looked at again: after a change of the text itself, use another pool.
 """
 
 import contextlib
@@ -64,9 +65,9 @@ def finished(folder: Path) -> bool:
     return (folder / ROWS_FILE).exists()
 
 
-def cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def cores() -> list[int]:
+    """The processor cores this process may use; one where the system does not tell (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
 def run_all(folders: Iterable[Path], *, workers: int = 1) -> None:
@@ -104,11 +105,11 @@ def in_processes(
     tick: called about once a second. What a run prints goes to log.txt in its folder.
     """
     context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for _, core in zip(range(workers), itertools.cycle(os.sched_getaffinity(0)), strict=False):
-        cores.put(core)
+    own_cores = context.Queue()
+    for _, core in zip(range(workers), itertools.cycle(cores()), strict=False):
+        own_cores.put(core)
     waiting, running = list(todo), dict[Future, Path]()
-    with ProcessPoolExecutor(workers, context, _begin, (cores,)) as executor:
+    with ProcessPoolExecutor(workers, context, _begin, (own_cores,)) as executor:
         try:
             while waiting or running:
                 ready = [folder for folder in waiting if all(map(finished, _needs(folder)))]
@@ -193,9 +194,10 @@ def _needs(folder: Path) -> list[Path]:
     return [path for path in named if path.parent == folder.parent]
 
 
-def _begin(cores: Any) -> None:
+def _begin(own_cores: Any) -> None:
     """A core of its own: one run on each of two cores is faster than each in turn on both."""
-    os.sched_setaffinity(0, {cores.get()})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {own_cores.get()})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

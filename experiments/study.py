@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import math as math_config
@@ -106,8 +107,8 @@ class Study:
     def run(self, configs: Mapping[Any, ConfigDict]) -> dict[Any, Path]:
         """The finished runs of these configs, by the same keys."""
         folders = {key: pool.place(self.pool, config) for key, config in configs.items()}
-        workers = pool.cores() if SCALES[self.scale].side_by_side else 1
-        pool.run_all(folders.values(), workers=workers)
+        apart = SCALES[self.scale].side_by_side and jax.default_backend() == "cpu"
+        pool.run_all(folders.values(), workers=len(pool.cores()) if apart else 1)
         return folders
 
     @property
