@@ -5,8 +5,8 @@
 
 Rows are runs of a pool (pool.py) in --out: finished ones are skipped, and after an interruption the
 same command goes on. They run on this machine, --workers of them at a time (one on each core; with
-an accelerator say --workers=1); with --cluster=slurm each is a job (through `submitit`: pip install submitit) with the parameters --slurm.partition=NAME and
-so on, and the folder must be one that all machines see.
+an accelerator say --workers=1). With --cluster=slurm each is a job, through `submitit` (pip install
+submitit), with the parameters --slurm.partition=NAME and so on; all machines must see the folder.
 """
 
 import importlib.util
