@@ -4,7 +4,8 @@
     POOL/shared/DIGEST/   rows, references and their scores, which runs link to
 
 A run whose model.init or reference.init is another run of the pool is trained after it. What was
-interrupted, by kill -9 too, goes on where it stopped when it is asked for again.
+interrupted, by kill -9 too, goes on where it stopped when it is asked for again. What is finished
+is not looked at again: after a change of the text itself, use another pool.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,7 +29,9 @@ from ml_collections import ConfigDict
 from rho1_jax import config as config_lib
 from rho1_jax import jsonfile, main
 from rho1_jax.data import loader
+from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Run, apply_fn
+from rho1_jax.slm.step import Batch
 from rho1_jax.training import scoring, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.metrics import duration
@@ -61,9 +65,9 @@ def finished(folder: Path) -> bool:
     return (folder / ROWS_FILE).exists()
 
 
-def cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def cores() -> list[int]:
+    """The processor cores this process may use; one where the system does not tell (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
 def run_all(folders: Iterable[Path], *, workers: int = 1) -> None:
@@ -101,11 +105,11 @@ def in_processes(
     tick: called about once a second. What a run prints goes to log.txt in its folder.
     """
     context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for _, core in zip(range(workers), itertools.cycle(os.sched_getaffinity(0)), strict=False):
-        cores.put(core)
+    own_cores = context.Queue()
+    for _, core in zip(range(workers), itertools.cycle(cores()), strict=False):
+        own_cores.put(core)
     waiting, running = list(todo), dict[Future, Path]()
-    with ProcessPoolExecutor(workers, context, _pin, (cores,)) as executor:
+    with ProcessPoolExecutor(workers, context, _begin, (own_cores,)) as executor:
         try:
             while waiting or running:
                 ready = [folder for folder in waiting if all(map(finished, _needs(folder)))]
@@ -131,7 +135,7 @@ def train_quietly(folder: Path) -> Path:
 
 def train(folder: Path) -> Path:
     """One run, from what its folder and the shared ones already hold. Raises what main.run does."""
-    with _locked(folder):  # a killed parent's orphan may still be at it
+    with _locked(folder):  # two commands, or two jobs on a cluster, may ask for the same run
         if finished(folder):
             return folder
         config, shared = config_of(folder), _link_shared(folder)
@@ -190,9 +194,19 @@ def _needs(folder: Path) -> list[Path]:
     return [path for path in named if path.parent == folder.parent]
 
 
-def _pin(cores: Any) -> None:
+def _begin(own_cores: Any) -> None:
     """A core of its own: one run on each of two cores is faster than each in turn on both."""
-    os.sched_setaffinity(0, {cores.get()})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {own_cores.get()})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its processes, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -208,14 +222,7 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     with jax.set_mesh(mesh):
         run = Run(config, folder, mesh, StopSignal())
         params, shape = run.policy()
-        loss_fn = jax.jit(
-            functools.partial(
-                scoring.score_step,
-                apply=apply_fn(shape),
-                chunk_tokens=config.loss_chunk_tokens,
-                entropy=True,  # as in the stage `evaluate`, where it is compiled already
-            )
-        )
+        loss_fn = _loss_fn(shape, config.loss_chunk_tokens)
         found: Mapping[str, np.ndarray] = {
             name: np.concatenate(
                 [
@@ -232,6 +239,15 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     draft = folder / ("draft_" + ROWS_FILE)
     np.savez(draft, **found)  # type: ignore[arg-type]
     draft.replace(folder / ROWS_FILE)
+
+
+@functools.cache
+def _loss_fn(shape: LlamaConfig, chunk_tokens: int) -> Callable[[Any, Batch], Mapping[str, Any]]:
+    return jax.jit(
+        functools.partial(
+            scoring.score_step, apply=apply_fn(shape), chunk_tokens=chunk_tokens, entropy=False
+        )
+    )
 
 
 def _sums(loss: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -158,6 +158,19 @@ def comparison(runs: Runs, domains: Sequence[str], baseline: str = BASELINE) -> 
     return table(head, lines)
 
 
+def beside_paper(*lines: tuple[str, str, str]) -> str:
+    """A Markdown table of (what, the paper's number, ours)."""
+    return table(("", "in the paper", "here"), lines)
+
+
+def differences(runs: Runs, method: str, domains: Sequence[str]) -> str:
+    """Held-out loss minus the baseline's on each domain, in one line of text."""
+    return ", ".join(
+        f"{domain} {said(loss(runs, method, domain, minus=BASELINE), sign=True)}"
+        for domain in domains
+    )
+
+
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     """Markdown."""
     rule = ["---"] * len(head)

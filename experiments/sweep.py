@@ -1,12 +1,12 @@
 """A sweep of one config: the rows that its file's `sweep` names, a live table, a results table.
 
     python -m experiments.sweep --config=configs/math.py --sweep=select_ratio [--out=DIR]
-        [--cluster=slurm] [--slurm.KEY=VALUE] [--config.a.b=VALUE]
+        [--workers=N] [--cluster=slurm] [--slurm.KEY=VALUE] [--config.a.b=VALUE]
 
 Rows are runs of a pool (pool.py) in --out: finished ones are skipped, and after an interruption the
-same command goes on. They run on this machine, one on each core it has; with --cluster=slurm each
-is a job (through `submitit`: pip install submitit) with the parameters --slurm.partition=NAME and
-so on, and the folder must be one that all machines see.
+same command goes on. They run on this machine, --workers of them at a time (one on each core; with
+an accelerator say --workers=1). With --cluster=slurm each is a job, through `submitit` (pip install
+submitit), with the parameters --slurm.partition=NAME and so on; all machines must see the folder.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from rho1_jax import jsonfile, main
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.training.interruption import Interrupted
 
-OPTIONS = ("--sweep", "--out", "--cluster", "--slurm")
+OPTIONS = ("--sweep", "--out", "--workers", "--cluster", "--slurm")
 CLUSTERS = ("local", "slurm", "test")  # test: submitit's own processes on this machine
 Tick = Callable[[], None]
 
@@ -46,7 +46,8 @@ def run(argv: Sequence[str]) -> None:
     todo = pool.unfinished(rows.values())
     table = Table(rows)
     if cluster == "local":
-        ended = pool.in_processes(todo, pool.cores(), table.show)
+        workers = int(options.get("workers", len(pool.cores())))
+        ended = pool.in_processes(todo, workers, table.show)
     else:
         keys = {k.removeprefix("slurm."): v for k, v in options.items() if k.startswith("slurm.")}
         ended = on_cluster(todo, cluster, out / "jobs", keys, table.show)

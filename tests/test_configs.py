@@ -32,8 +32,8 @@ def shrink(config: ConfigDict, root: str) -> ConfigDict:
     c.tokenizer.update(source="train", vocab_size=300)
     c.data.update(root=root, seq_len=32)
     for domains, name in ((c.data.corpus, "noisy"), (c.data.clean, "clean")):
-        for domain in domains.values():
-            domain.update(spec=f"files:{name}.jsonl", text="text", split_field="split", prompt="")
+        for text in domains.values():
+            text.update(spec=f"files:{name}.jsonl", text="text", split_field="split", prompt="")
     for section in (c.reference, c.train):
         section.update(steps=2, batch_size=8, warmup_steps=1)
     c.score.batch_size = 8

@@ -1,6 +1,5 @@
 """One small corpus and one pool of runs for every test of experiments/."""
 
-import dataclasses
 import json
 
 import pytest
@@ -27,8 +26,3 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def study(folder):
     return Study("example", folder / "example", "debug", seeds=2, data=str(folder / "data"))
-
-
-@pytest.fixture
-def one_seed(study):
-    return dataclasses.replace(study, seeds=1)
