@@ -18,11 +18,17 @@ from experiments.study import Study
 from rho1_jax.errors import InputError
 
 NAMES = (
+    "token_dynamics",
     "math_pretraining",
     "general_pretraining",
     "self_reference",
     "select_ratio",
     "weak_to_strong",
+    "downstream_correlation",
+    "selected_tokens",
+    "scoring_functions",
+    "schedules",
+    "utility_scores",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;

@@ -59,7 +59,7 @@ def run(this: Study) -> None:
         f"The first and the last checkpoint select {overlap[0, -1]:.0%} of their tokens in common, "
         f"neighbours {np.diag(overlap, 1).mean():.0%}; by chance it would be {ratio:.0%}.",
         results.save(this, fig),
-        "[Passages, and how their selections change](tokens.html)",
+        "`tokens.html` shows passages, and how their selections change.",
     ]
     results.write(this, runs, found, "\n\n".join(text))
 

@@ -19,7 +19,7 @@ from rho1_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 COMPARISONS = ("math_pretraining", "general_pretraining", "self_reference", "select_ratio",
-               "weak_to_strong")  # fmt: skip
+               "weak_to_strong", "scoring_functions", "schedules", "utility_scores")  # fmt: skip
 
 
 @pytest.mark.slow
