@@ -24,6 +24,9 @@ corpora; OpenWebMath is the paper's corpus. Both train 15B tokens. What the pape
 does not state (optimizer, warmup, decay, clipping, final learning rate) is our choice.
 """
 
+from collections.abc import Iterator
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from rho1_jax.config import default_config, paper_batches, source
@@ -40,6 +43,20 @@ def get_config(variant: str = "embedded") -> ConfigDict:
     c = default_config()
     variants[variant](c)
     return c.lock()
+
+
+def sweep(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `python -m experiments.sweep --sweep=NAME` runs: names, and the keys they change."""
+    values = {
+        "select_ratio": ("select.ratio", (0.2, 0.4, 0.6, 0.8, 1.0)),
+        "scope": ("select.scope", ("batch", "sequence")),
+        "lr": ("train.lr", (1e-3, 2e-3, 4e-3)),
+        "seed": ("seed", (0, 1, 2)),
+    }
+    require_known("configs/math.py sweep", name, values)
+    key, choices = values[name]
+    for value in choices:
+        yield f"{key.split('.')[-1]} {value}", {key: value}
 
 
 def embedded(c: ConfigDict) -> None:

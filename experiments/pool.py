@@ -4,17 +4,20 @@
     POOL/shared/DIGEST/   rows, references and their scores, which runs link to
 
 A run whose model.init or reference.init is another run of the pool is trained after it. What was
-interrupted, by kill -9 too, goes on where it stopped when it is asked for again.
+interrupted, by kill -9 too, goes on where it stopped when it is asked for again. What is finished
+is not looked at again: after a change of the text itself, use another pool.
 """
 
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import multiprocessing
 import os
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,9 @@ from ml_collections import ConfigDict
 from rho1_jax import config as config_lib
 from rho1_jax import jsonfile, main
 from rho1_jax.data import loader
+from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Run, apply_fn
+from rho1_jax.slm.step import Batch
 from rho1_jax.training import scoring, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.metrics import duration
@@ -60,52 +65,90 @@ def finished(folder: Path) -> bool:
     return (folder / ROWS_FILE).exists()
 
 
-def cores() -> int:
-    """The processor cores this process may use."""
-    return len(os.sched_getaffinity(0))
+def cores() -> list[int]:
+    """The processor cores this process may use; one where the system does not tell (macOS)."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [0]
 
 
-def run_all(
-    folders: Iterable[Path], *, workers: int = 1, show: Callable[[str], None] = print
-) -> None:
-    """Train what is not finished, and before it the runs it starts from.
+def run_all(folders: Iterable[Path], *, workers: int = 1) -> None:
+    """Train what is not finished, and before it the runs it starts from; a line for each.
 
-    workers: processes, each on a core of its own; with 1 all happens in this process. `show`
-    receives a line for every run that ends.
+    workers: processes, each on a core of its own; with 1 all happens in this process.
     """
-    todo = [folder for folder in _in_order(folders) if not finished(folder)]
-    if not todo:
-        return
+    todo = unfinished(folders)
     start = time.monotonic()
-
-    def said(done: int, folder: Path) -> None:
-        per_run = (time.monotonic() - start) / done
-        left = duration(per_run * (len(todo) - done))
-        show(f"run {done} of {len(todo)} is finished ({folder.name}), {left} left")
-
-    if workers == 1:
-        for done, folder in enumerate(todo, 1):
-            train(folder)
-            said(done, folder)
-        return
-    for done, folder in enumerate(_in_processes(todo, workers), 1):
-        said(done, folder)
+    ended = in_processes(todo, workers) if workers > 1 else map(train, todo)
+    for done, folder in enumerate(ended, 1):
+        left = (time.monotonic() - start) / done * (len(todo) - done)
+        print(f"run {done} of {len(todo)} is finished ({folder.name}), {duration(left)} left")
 
 
-def train(folder: Path) -> None:
-    """One run, from what its folder and the shared ones already hold. InputError as main.run."""
-    config, shared = config_of(folder), _link_shared(folder)
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        compiled = folder.parent.parent / "compiled"  # runs differ little: most programs are there
-        jax.config.update("jax_compilation_cache_dir", str(compiled))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    with contextlib.ExitStack() as locks:
-        for place in shared:
-            locks.enter_context(_locked(place))
-        main.run(config, folder, SHARED_STAGES)
-    main.run(config, folder, OWN_STAGES)
-    if not finished(folder):
+def unfinished(folders: Iterable[Path]) -> list[Path]:
+    """The runs still to be trained, each once and after those it starts from."""
+    found: dict[Path, None] = {}
+
+    def add(folder: Path) -> None:
+        for before in _needs(folder):
+            add(before)
+        found.setdefault(folder)
+
+    for folder in folders:
+        add(folder)
+    return sorted((folder for folder in found if not finished(folder)), key=_depth)
+
+
+def in_processes(
+    todo: Sequence[Path], workers: int, tick: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
+    """Yields the runs as they end; one begins when those it needs have ended.
+
+    tick: called about once a second. What a run prints goes to log.txt in its folder.
+    """
+    context = multiprocessing.get_context("spawn")
+    own_cores = context.Queue()
+    for _, core in zip(range(workers), itertools.cycle(cores()), strict=False):
+        own_cores.put(core)
+    waiting, running = list(todo), dict[Future, Path]()
+    with ProcessPoolExecutor(workers, context, _begin, (own_cores,)) as executor:
+        try:
+            while waiting or running:
+                ready = [folder for folder in waiting if all(map(finished, _needs(folder)))]
+                for folder in ready[: workers - len(running)]:
+                    running[executor.submit(train_quietly, folder)] = folder
+                    waiting.remove(folder)
+                ended, _ = wait(running, timeout=1, return_when=FIRST_COMPLETED)
+                tick()
+                for future in ended:
+                    future.result()
+                    yield running.pop(future)
+        except BaseException:
+            executor.shutdown(cancel_futures=True)
+            raise
+
+
+def train_quietly(folder: Path) -> Path:
+    """`train`, with what it prints in the run's log.txt."""
+    with (folder / "log.txt").open("a", buffering=1) as log:  # noqa: SIM117
+        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+            return train(folder)
+
+
+def train(folder: Path) -> Path:
+    """One run, from what its folder and the shared ones already hold. Raises what main.run does."""
+    with _locked(folder):  # two commands, or two jobs on a cluster, may ask for the same run
+        if finished(folder):
+            return folder
+        config, shared = config_of(folder), _link_shared(folder)
+        if not jax.config.values["jax_compilation_cache_dir"]:
+            compiled = folder.parent.parent / "compiled"  # runs differ little: most is there
+            jax.config.update("jax_compilation_cache_dir", str(compiled))
+        with contextlib.ExitStack() as locks:
+            for place in shared:
+                locks.enter_context(_locked(place))
+            main.run(config, folder, SHARED_STAGES)
+        main.run(config, folder, OWN_STAGES)
         _write_heldout_rows(config, folder)
+    return folder
 
 
 def heldout_rows(folder: Path) -> dict[str, np.ndarray]:
@@ -141,20 +184,6 @@ def _link_shared(folder: Path) -> list[Path]:
     return sorted({place.parent for place in places.values()})
 
 
-def _in_order(folders: Iterable[Path]) -> list[Path]:
-    """Each run once, after those it starts from."""
-    found: dict[Path, None] = {}
-
-    def add(folder: Path) -> None:
-        for before in _needs(folder):
-            add(before)
-        found.setdefault(folder)
-
-    for folder in folders:
-        add(folder)
-    return sorted(found, key=_depth)
-
-
 def _depth(folder: Path) -> int:
     return 1 + max(map(_depth, _needs(folder)), default=0)
 
@@ -165,38 +194,19 @@ def _needs(folder: Path) -> list[Path]:
     return [path for path in named if path.parent == folder.parent]
 
 
-def _in_processes(todo: list[Path], workers: int) -> Iterator[Path]:
-    """Yields the runs as they end; one begins when those it needs have ended."""
-    context = multiprocessing.get_context("spawn")
-    cores = context.Queue()
-    for core in sorted(os.sched_getaffinity(0))[:workers]:
-        cores.put(core)
-    with ProcessPoolExecutor(workers, context, _pin, (cores,)) as executor:
-        waiting, running = list(todo), dict[Future, Path]()
-        try:
-            while waiting or running:
-                ready = [f for f in waiting if all(map(finished, _needs(f)))]
-                for folder in ready[: workers - len(running)]:
-                    running[executor.submit(_train_quietly, folder)] = folder
-                    waiting.remove(folder)
-                ended, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    future.result()
-                    yield running.pop(future)
-        except BaseException:
-            executor.shutdown(cancel_futures=True)
-            raise
-
-
-def _pin(cores: Any) -> None:
+def _begin(own_cores: Any) -> None:
     """A core of its own: one run on each of two cores is faster than each in turn on both."""
-    os.sched_setaffinity(0, {cores.get()})
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {own_cores.get()})
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _train_quietly(folder: Path) -> None:
-    with (folder / "log.txt").open("a", buffering=1) as log:  # noqa: SIM117
-        with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-            train(folder)
+def _end_with_parent() -> None:
+    """A killed parent cannot stop its processes, which would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextlib.contextmanager
@@ -212,14 +222,7 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     with jax.set_mesh(mesh):
         run = Run(config, folder, mesh, StopSignal())
         params, shape = run.policy()
-        loss_fn = jax.jit(
-            functools.partial(
-                scoring.score_step,
-                apply=apply_fn(shape),
-                chunk_tokens=config.loss_chunk_tokens,
-                entropy=True,  # as in the stage `evaluate`, where it is compiled already
-            )
-        )
+        loss_fn = _loss_fn(shape, config.loss_chunk_tokens)
         found: Mapping[str, np.ndarray] = {
             name: np.concatenate(
                 [
@@ -236,6 +239,15 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     draft = folder / ("draft_" + ROWS_FILE)
     np.savez(draft, **found)  # type: ignore[arg-type]
     draft.replace(folder / ROWS_FILE)
+
+
+@functools.cache
+def _loss_fn(shape: LlamaConfig, chunk_tokens: int) -> Callable[[Any, Batch], Mapping[str, Any]]:
+    return jax.jit(
+        functools.partial(
+            scoring.score_step, apply=apply_fn(shape), chunk_tokens=chunk_tokens, entropy=False
+        )
+    )
 
 
 def _sums(loss: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:

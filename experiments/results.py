@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -15,6 +16,8 @@ from experiments.study import Study, flops
 from rho1_jax import jsonfile
 from rho1_jax.analysis import bootstrap
 from rho1_jax.analysis.bootstrap import Interval
+from rho1_jax.models import llama
+from rho1_jax.training import checkpoint
 
 # Colour-blind safe (Okabe and Ito).
 COLORS = ("#0072B2", "#000000", "#009E73", "#E69F00", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442")
@@ -40,13 +43,25 @@ def rows(runs: Runs) -> list[dict[str, Any]]:
         costs = {
             "steps": config.train.steps,
             "tokens": config.train.steps * config.train.batch_size * config.data.seq_len,
-            "flops_in_tokens": round(flops(config) * config.data.seq_len),
+            "flops_in_tokens": round(cost(folder) * config.data.seq_len),
         }
         found += _rows(method, seed, evals["policy"], costs | step_means(folder))
         if method == methods(runs)[0]:
             found += _rows("(base)", seed, evals["initial"], {})
             found += _rows("(reference)", seed, evals.get("reference", {}), {})
     return found
+
+
+def cost(folder: Path) -> float:
+    """All FLOPs of a finished run, its reference's too, in rows trained by the policy."""
+    config = pool.config_of(folder)
+    if not config.reference.init:
+        return flops(config)
+    policy, reference = (
+        llama.flops_per_token(checkpoint.load_model(folder / name)[1], config.data.seq_len)
+        for name in ("checkpoints", "reference")
+    )
+    return flops(config, reference / policy)
 
 
 def step_means(folder: Path) -> dict[str, float]:
@@ -97,13 +112,26 @@ def draw_curves(axes: Axes, runs: Runs, domain: str) -> None:
     axes.set_title(domain, fontsize=10)
 
 
+def figure_of_curves(runs: Runs, domains: Sequence[str]) -> Figure:
+    """One panel per domain, and the methods named beside them."""
+    size = (2.4 + 3.2 * len(domains), 3.3)
+    figure, panels = plt.subplots(
+        1, len(domains), figsize=size, layout="constrained", squeeze=False
+    )
+    for axes, domain in zip(panels[0], domains, strict=True):
+        draw_curves(axes, runs, domain)
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
+    return figure
+
+
 def comparison(runs: Runs, domains: Sequence[str], baseline: str = BASELINE) -> str:
     """A Markdown table: one line per method; losses, paired differences, costs, selections."""
     head = ["method", "tokens", "FLOPs / CLM", "selected"]
     for domain in domains:
         head += [f"{domain}, nats per token", f"minus {baseline}"]
     lines = []
-    unit = flops(pool.config_of(of(runs, baseline)[0]))
+    unit = cost(of(runs, baseline)[0])
     for method in methods(runs):
         folders = of(runs, method)
         config = pool.config_of(folders[0])
@@ -112,7 +140,7 @@ def comparison(runs: Runs, domains: Sequence[str], baseline: str = BASELINE) -> 
         if "precision" in means[0] and method != baseline:
             selected += f", {np.mean([m['precision'] for m in means]):.0%} useful"
         n_tokens = config.train.steps * config.train.batch_size * config.data.seq_len
-        cells = [method, f"{n_tokens:,}", f"{flops(config) / unit:.2f}", selected]
+        cells = [method, f"{n_tokens:,}", f"{cost(folders[0]) / unit:.2f}", selected]
         for domain in domains:
             cells.append(said(loss(runs, method, domain)))
             own = method == baseline
@@ -128,6 +156,19 @@ def comparison(runs: Runs, domains: Sequence[str], baseline: str = BASELINE) -> 
             cells += [f"{np.mean([e[key][domain]['loss'] for e in evals]):.3f}", ""]
         lines.append(cells)
     return table(head, lines)
+
+
+def beside_paper(*lines: tuple[str, str, str]) -> str:
+    """A Markdown table of (what, the paper's number, ours)."""
+    return table(("", "in the paper", "here"), lines)
+
+
+def differences(runs: Runs, method: str, domains: Sequence[str]) -> str:
+    """Held-out loss minus the baseline's on each domain, in one line of text."""
+    return ", ".join(
+        f"{domain} {said(loss(runs, method, domain, minus=BASELINE), sign=True)}"
+        for domain in domains
+    )
 
 
 def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -155,14 +196,16 @@ def write(
         writer = csv.DictWriter(f, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
-    (study.out / "summary.md").write_text(f"{text.strip()}\n\n{_provenance(study, runs)}\n")
-    print((study.out / "summary.md").read_text(), flush=True)
+    summary = f"{text.strip()}\n\n{_provenance(study, runs)}\n"
+    (study.out / "summary.md").write_text(summary)
+    print(summary, flush=True)
 
 
 def save(study: Study, figure: Figure, name: str = "figure.png") -> str:
     """Saves a figure; returns the Markdown that shows it."""
     study.out.mkdir(parents=True, exist_ok=True)
     figure.savefig(study.out / name, dpi=150)
+    plt.close(figure)
     return f"![{study.name}]({name})"
 
 

@@ -1,4 +1,4 @@
-"""What if tokens are scored in another way? Ten scores from the same base.
+"""What if tokens are scored in another way? Nine scores from the same base.
 
     python -m experiments.scoring_functions [--scale=tiny] [--seeds=3] --out=runs/scoring_functions
 
@@ -32,7 +32,6 @@ def variants(steps: int) -> dict[str, dict]:
         "history: progress": {**moving, "select.score": "inverse"},
         "self-evolving reference": {**moving, "select.average_of": "reference"},
         "SLM, floor 0.1": {"select.floor": 0.1},
-        "SLM, floor 0.5": {"select.floor": 0.5},
     }
 
 
@@ -40,8 +39,7 @@ def run(this: Study) -> None:
     compare(
         this,
         variants(this.config(0).train.steps),
-        controls=("SLM", "CLM", "random selection", "inverse selection", "CLM on corpus + clean"),
-        text="Black squares: SLM (excess loss) and the controls. The paper uses excess loss "
+        "Black squares: SLM (excess loss) and the controls. The paper uses excess loss "
         "(section 2.2), and reference loss and entropy in self-reference (section 3.4); the others "
         "are not in the paper.",
     )

@@ -59,7 +59,7 @@ def run(this: Study) -> None:
         f"The first and the last checkpoint select {overlap[0, -1]:.0%} of their tokens in common, "
         f"neighbours {np.diag(overlap, 1).mean():.0%}; by chance it would be {ratio:.0%}.",
         results.save(this, fig),
-        "[Passages, and how their selections change](tokens.html)",
+        "`tokens.html` shows passages, and how their selections change.",
     ]
     results.write(this, runs, found, "\n\n".join(text))
 
@@ -94,13 +94,13 @@ def _figure(names, shares, steps, overlap, ratio):
     bars.axvline(ratio, color="0.4", lw=0.9, ls=":", label="all tokens")
     bars.set_yticks(range(len(names)), names)
     bars.invert_yaxis()
-    bars.set(xlabel="share of the kind that is selected", xlim=(0, 1))
-    picture = grid.imshow(overlap, vmin=ratio, vmax=1, cmap="cividis", origin="lower")
+    bars.set(xlabel="share of the kind that is selected", xlim=(0, 1.02))
+    picture = grid.imshow(overlap, vmax=1, cmap="cividis", origin="lower")
     every = max(1, len(steps) // 5)
     grid.set_xticks(range(0, len(steps), every), steps[::every])
     grid.set_yticks(range(0, len(steps), every), steps[::every])
     grid.set(xlabel="selected at step", ylabel="also selected at step")
-    fig.colorbar(picture, ax=grid, label="share in common (least colour: chance)")
+    fig.colorbar(picture, ax=grid, label=f"share in common (chance: {ratio:.0%})")
     fig.legend(*bars.get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     return fig
 

@@ -1,13 +1,13 @@
 """What every experiment shares: its command line, the setting, the methods, tables and figures.
 
-    python -m experiments.NAME [--scale=tiny|smollm2|tinyllama|mistral] [--seeds=3] --out=DIR
+    python -m experiments.NAME [--scale=tiny|small|smollm2|tinyllama|mistral] [--seeds=3] --out=DIR
         [--data=DIR]
 
 The setting is the paper's: a base that already knows the noisy corpus goes on training on it. At
-scale `tiny` each seed trains that base itself, on rows in another order; the larger scales start
-from model.init. The reference is the base trained on the clean text.
+scales `tiny` and `small` each seed trains that base itself, on rows in another order; the larger
+ones start from model.init. The reference is the base trained on the clean text.
 
---data=DIR replaces the embedded corpus of `tiny` by files: DIR/corpus/* (noisy), DIR/clean/*, and
+--data=DIR replaces the embedded corpus by files: DIR/corpus/* (noisy), DIR/clean/*, and
 optionally DIR/eval/NAME.jsonl, records with "split": "val" that are only evaluated on.
 """
 
@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from configs import math as math_config
@@ -43,13 +44,17 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """One experiment at one scale. `out` is its folder, the pool of runs lies beside it."""
+    """One experiment at one scale. `out` is its folder, the pool of runs lies beside it.
+
+    adapt: changes the scale's config where an experiment has other text; bases follow it.
+    """
 
     name: str
     out: Path
     scale: str = "tiny"
     seeds: int = 3
     data: str = ""
+    adapt: Callable[[ConfigDict], None] = lambda _: None
 
     @property
     def pool(self) -> Path:
@@ -74,12 +79,13 @@ class Study:
             c.model.init = str(pool.place(self.pool, self.base(seed, lasting)))
         return c
 
-    def methods(self, seed: int) -> dict[str, ConfigDict]:
+    def methods(self, seed: int, changes: Mapping[str, Any] | None = None) -> dict[str, ConfigDict]:
         """SLM, CLM and the controls, each from the base of that seed.
 
         The mixture has as much clean text as the reference saw, within the same number of tokens.
         """
-        slm, clm = self.config(seed), self.config(seed, CLM)
+        changes = changes or {}
+        slm, clm = self.config(seed, changes), self.config(seed, {**changes, **CLM})
         clm_matched, mixture = ConfigDict(clm.to_dict()), ConfigDict(clm.to_dict())
         clm_matched.train.steps = round(clm.train.steps * relative_flops(slm))
         clean_rows = slm.reference.steps * slm.reference.batch_size
@@ -94,49 +100,68 @@ class Study:
             "CLM": clm,
             "CLM, matched FLOPs": clm_matched,
             "CLM on corpus + clean": mixture,
-            "random selection": self.config(seed, {"select.score": "random"}),
-            "inverse selection": self.config(seed, {"select.score": "inverse"}),
+            "random selection": self.config(seed, {**changes, "select.score": "random"}),
+            "inverse selection": self.config(seed, {**changes, "select.score": "inverse"}),
         }
 
     def run(self, configs: Mapping[Any, ConfigDict]) -> dict[Any, Path]:
         """The finished runs of these configs, by the same keys."""
         folders = {key: pool.place(self.pool, config) for key, config in configs.items()}
-        workers = pool.cores() if SCALES[self.scale].side_by_side else 1
-        pool.run_all(folders.values(), workers=workers)
+        apart = SCALES[self.scale].side_by_side and jax.default_backend() == "cpu"
+        pool.run_all(folders.values(), workers=len(pool.cores()) if apart else 1)
         return folders
 
     @property
     def targets(self) -> list[str]:
         """The domains that training is for: those only evaluated on if there are any, else the
         clean ones."""
-        data = SCALES[self.scale].config(self.data).data
+        data = self._scaled().data
         return [name for name, d in data.corpus.items() if not d.weight] or list(data.clean)
 
     @property
     def corpus(self) -> list[str]:
         """The noisy domains that the policy is trained on."""
-        data = SCALES[self.scale].config(self.data).data
+        data = self._scaled().data
         return [name for name, domain in data.corpus.items() if domain.weight]
 
     def _config(self, seed: int, changes: Mapping[str, Any]) -> ConfigDict:
-        c = ConfigDict(SCALES[self.scale].config(self.data).to_dict())
+        c = self._scaled()
         c.seed = seed
         c.score.entropy = True  # so that every score shares one pass of the reference
         c.update_from_flattened_dict(dict(changes))
         return c
 
+    def _scaled(self) -> ConfigDict:
+        c = SCALES[self.scale].config(self.data)
+        self.adapt(c)
+        return c
+
 
 def tiny(data: str) -> ConfigDict:
-    """1.1M parameters; the embedded corpus, or the files of --data."""
+    """0.4M parameters; the embedded corpus, or the files of --data."""
     c = ConfigDict(math_config.get_config().to_dict())
+    c.model.preset = "micro"
+    c.tokenizer.vocab_size = 1024
     c.data.seq_len = 128
     if data:
         _files(c, data)
-    c.reference.update(steps=80, batch_size=16)
-    c.train.update(steps=100, batch_size=16, lr=2e-3, warmup_steps=10)
+    c.reference.update(steps=100, batch_size=8)
+    c.train.update(steps=160, batch_size=8, lr=2e-3, warmup_steps=10)
     c.score.batch_size = 16
-    c.eval.update(every=25, rows=64)
-    c.checkpoint.update(every=100, keep=1)
+    c.eval.update(every=40, rows=64)
+    c.checkpoint.update(every=200, keep=1)
+    c.log_every = 10
+    return c
+
+
+def small(data: str) -> ConfigDict:
+    """The same model for real text: about a minute and a half a run on one core."""
+    c = tiny(data)
+    c.tokenizer.vocab_size = 2048
+    c.reference.update(steps=150, batch_size=16)
+    c.train.update(steps=200, batch_size=16, warmup_steps=20)
+    c.eval.every = 40
+    c.checkpoint.every = 200
     return c
 
 
@@ -177,7 +202,8 @@ def _files(c: ConfigDict, data: str) -> None:
 
 
 SCALES = {
-    "tiny": Scale(tiny, base_steps=150, side_by_side=True),
+    "tiny": Scale(tiny, base_steps=300, side_by_side=True),
+    "small": Scale(small, base_steps=300, side_by_side=True),
     "smollm2": Scale(larger("smollm2")),
     "tinyllama": Scale(larger("tinyllama")),
     "mistral": Scale(larger("mistral")),
@@ -219,7 +245,7 @@ def main(run: Callable[[Study], None], argv: Sequence[str] = ()) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    except Interrupted as stopped:
+    except (Interrupted, KeyboardInterrupt):
         print("Interrupted: the same command goes on from here.", file=sys.stderr)
-        return 128 + stopped.signum
+        return 130
     return 0

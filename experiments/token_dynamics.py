@@ -47,7 +47,7 @@ def run(this: Study) -> None:
         "checkpoints; means over seeds (bands in the figure: all seeds).",
         _table(found),
         results.save(this, fig),
-        "[A passage, coloured by category](tokens.html)",
+        "`tokens.html` shows a passage, coloured by category.",
         "Paper: the last column, a 1.1B model on 15B tokens of OpenWebMath.",
     ]
     results.write(this, runs, found, "\n\n".join(text))

@@ -34,8 +34,7 @@ def run(this: Study) -> None:
     compare(
         this,
         VARIANTS,
-        controls=("SLM", "CLM", "CLM, matched FLOPs", "random selection"),
-        text="Relevance reads the reference's hidden states: one more forward pass over the corpus "
+        "Relevance reads the reference's hidden states: one more forward pass over the corpus "
         "beside the one for its losses. Diversity and tags cost no model's pass.",
     )
 

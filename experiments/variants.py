@@ -1,6 +1,6 @@
 """Variants of the method side by side: each against CLM, from the same seeds and held-out rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,21 +8,18 @@ from matplotlib.axes import Axes
 from ml_collections import ConfigDict
 
 from experiments import results
-from experiments.results import BASELINE, Runs
+from experiments.results import BASELINE, COLORS, Runs
 from experiments.study import Study
 
 
-def compare(
-    this: Study, variants: Mapping[str, Mapping[str, Any]], *, controls: Sequence[str], text: str
-) -> None:
+def compare(this: Study, variants: Mapping[str, Mapping[str, Any]], text: str) -> None:
     """Runs and writes a whole experiment: the controls of Study.methods, then the variants.
 
     variants: name -> changes to SLM's config. text: Markdown that goes between table and figure.
     """
     configs: dict[tuple[str, int], ConfigDict] = {}
     for seed in range(this.seeds):
-        methods = this.methods(seed)
-        configs |= {(name, seed): methods[name] for name in controls}
+        configs |= {(name, seed): c for name, c in this.methods(seed).items()}
         configs |= {(name, seed): this.config(seed, v) for name, v in variants.items()}
     runs = this.run(configs)
     domains = [*this.targets, *this.corpus]
@@ -32,19 +29,18 @@ def compare(
         layout="constrained", squeeze=False, sharey=True,
     )  # fmt: skip
     for axes, domain in zip(panels[0], domains, strict=True):
-        draw_differences(axes, runs, domain, controls)
+        draw_differences(axes, runs, domain, variants)
     parts = [results.comparison(runs, domains), text, results.save(this, fig)]
     results.write(this, runs, results.rows(runs), "\n\n".join(parts))
-    plt.close(fig)
 
 
-def draw_differences(axes: Axes, runs: Runs, domain: str, controls: Sequence[str]) -> None:
-    """Held-out loss minus the baseline's, a line for each method, with 95 % intervals."""
+def draw_differences(axes: Axes, runs: Runs, domain: str, variants: Container[str]) -> None:
+    """Held-out loss minus the baseline's, with 95 % intervals: blue dots variants, black squares
+    controls."""
     names = [name for name in results.methods(runs) if name != BASELINE]
     for place, name in enumerate(names):
         value = results.loss(runs, name, domain, minus=BASELINE)
-        color = results.COLORS[1] if name in controls else results.COLORS[0]
-        marker = "s" if name in controls else "o"
+        color, marker = (COLORS[0], "o") if name in variants else (COLORS[1], "s")
         axes.plot([value.low, value.high], [place, place], color=color, lw=1.6)
         axes.plot(value.estimate, place, marker, color=color, ms=5)
     axes.axvline(0.0, color="0.5", lw=0.8, ls=":")

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -169,14 +169,9 @@ class Run:
     def heldout_fn(self, shape: LlamaConfig) -> Evaluate:
         """parameters -> held-out losses per domain (evaluation/heldout.py)."""
         c = self.config
-        eval_fn = jax.jit(
-            functools.partial(
-                step.eval_step, apply=apply_fn(shape), chunk_tokens=c.loss_chunk_tokens
-            )
-        )
         return functools.partial(
             heldout_losses,
-            eval_fn,
+            _eval_fn(shape, c.loss_chunk_tokens),
             domains=self.heldout_rows(),
             max_rows=c.eval.rows,
             batch_size=c.score.batch_size,
@@ -222,6 +217,13 @@ class Run:
 def apply_fn(shape: LlamaConfig) -> losses.Apply:
     """The model as the method sees it: a function of parameters and tokens."""
     return functools.partial(llama.apply, config=shape)
+
+
+@functools.cache  # the models of a run, and of the runs of one process, share one program
+def _eval_fn(shape: LlamaConfig, chunk_tokens: int) -> Callable[[Any, step.Batch], step.Metrics]:
+    return jax.jit(
+        functools.partial(step.eval_step, apply=apply_fn(shape), chunk_tokens=chunk_tokens)
+    )
 
 
 def weights(domains: ConfigDict) -> dict[str, float]:

@@ -6,7 +6,7 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from configs import general, math, sft
+from configs import domain, general, math, sft
 from rho1_jax import config as config_lib
 from rho1_jax import main
 from rho1_jax.errors import InputError
@@ -18,6 +18,7 @@ CONFIGS = {
     "math:tinyllama": lambda: math.get_config("tinyllama"),
     "math:mistral": lambda: math.get_config("mistral"),
     "general": general.get_config,
+    "domain:medicine": lambda: domain.get_config("medicine"),
     "sft": sft.get_config,
     "sft:tora,slm": lambda: sft.get_config("tora,slm"),
     "sft:chat": lambda: sft.get_config("chat"),
@@ -31,8 +32,8 @@ def shrink(config: ConfigDict, root: str) -> ConfigDict:
     c.tokenizer.update(source="train", vocab_size=300)
     c.data.update(root=root, seq_len=32)
     for domains, name in ((c.data.corpus, "noisy"), (c.data.clean, "clean")):
-        for domain in domains.values():
-            domain.update(spec=f"files:{name}.jsonl", text="text", split_field="split", prompt="")
+        for text in domains.values():
+            text.update(spec=f"files:{name}.jsonl", text="text", split_field="split", prompt="")
     for section in (c.reference, c.train):
         section.update(steps=2, batch_size=8, warmup_steps=1)
     c.score.batch_size = 8
@@ -112,6 +113,19 @@ def test_a_typo_names_the_nearest_key(override, nearest):
 def test_unknown_variant_names_the_nearest():
     with pytest.raises(InputError, match="did you mean tinyllama"):
         math.get_config("tinylama")
+
+
+@pytest.mark.parametrize("name", ["select_ratio", "scope", "lr", "seed"])
+def test_every_row_of_a_sweep_is_a_valid_config_of_its_own(name):
+    rows = {}
+    for row, changes in math.sweep(name):
+        c = math.get_config()
+        c.update_from_flattened_dict(changes)
+        config_lib.validate(c)
+        rows[row] = config_lib.digest(config_lib.bound_part(c))
+    assert len(set(rows.values())) == len(rows) > 1
+    with pytest.raises(InputError, match="did you mean select_ratio"):
+        next(math.sweep("select_rato"))
 
 
 def test_devices_are_simulated():

@@ -46,6 +46,25 @@ _SMOLLM2 = LlamaConfig(
 )
 
 PRESETS = {
+    # Train in half a minute on one CPU core (experiments/ at scale tiny).
+    "nano": LlamaConfig(
+        vocab_size=4096,
+        width=64,
+        n_layers=2,
+        n_heads=2,
+        n_kv_heads=1,
+        head_dim=32,
+        ffn_width=192,
+    ),
+    "micro": LlamaConfig(
+        vocab_size=4096,
+        width=96,
+        n_layers=3,
+        n_heads=3,
+        n_kv_heads=1,
+        head_dim=32,
+        ffn_width=288,
+    ),
     # Trains in minutes on two CPU cores.
     "tiny": LlamaConfig(
         vocab_size=4096,

@@ -1,6 +1,7 @@
 """What a run says of itself: a CSV line, TensorBoard scalars and one progress line per step."""
 
 import csv
+import functools
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -146,6 +147,7 @@ def averages(sums: Mapping[str, float]) -> dict[str, float]:
     return out
 
 
+@functools.cache  # it takes half a second, and a process may train many small models
 def measured_peak(dtype: str) -> float:
     """FLOP/s of a large square matmul on all devices together: what MFU is a share of."""
     size = 1024 if jax.default_backend() == "cpu" else 8192

@@ -7,6 +7,8 @@ from rho1_jax.models import llama, presets
 # Parameters as published, and forward FLOPs per token at 2,048 tokens: two for each weight of a
 # matrix (the embedding is none, the head is one), and 4 * 2,048 for each head's width in a layer.
 GOLDEN = {
+    "nano": (360_768, 1_769_472),
+    "micro": (716_448, 3_790_848),
     "tiny": (1_311_872, 6_815_744),
     "smollm2-135m": (134_515_008, 410_517_504),
     "smollm2-360m": (361_821_120, 975_175_680),
