@@ -68,7 +68,7 @@ def gradient_cosines(out: Path, seed: int, ratio: float) -> list[dict[str, Any]]
     mesh = sharding.make_mesh(-1, 1, 1)
     found: list[dict[str, Any]] = []
     with jax.set_mesh(mesh):
-        run = Run(c, out / f"seed{seed}" / "exact", mesh, StopSignal())
+        run = Run(c, out / f"seed{seed}" / "exact", mesh, StopSignal(mesh))
         params, shape = run.initial_model()
         scores = run.cached_scores(run.reference()[0])
         apply = functools.partial(llama.apply, config=shape)

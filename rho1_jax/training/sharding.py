@@ -6,7 +6,7 @@ The compiler places everything else (Auto axes): give it sharded parameters and 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,9 +35,11 @@ OPTIONAL_RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave."""
-    n = jax.device_count()
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all or some devices; one axis may be -1 and takes what the others leave."""
+    n = jax.device_count() if devices is None else len(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     if given < 1 or list(sizes.values()).count(-1) > 1:
@@ -49,7 +51,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
             f"The mesh {asked} does not fit the {n} devices there are: make the product {n} "
             "(one axis may be -1 and takes the rest)."
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def n_batch_shards(mesh: Mesh) -> int:
@@ -108,11 +110,47 @@ def placed(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This host's rows, put onto its devices as its part of the global batch."""
+def host_parts(mesh: Mesh, host: int) -> tuple[tuple[int, ...], int]:
+    """Which of how many equal parts of a batch's rows the devices of `host` hold.
+
+    One part where they are neighbours in the mesh; hosts that share a tensor axis hold the same.
+    InputError if two hosts hold some of each other's rows, but not all.
+    """
+    holders = mesh.devices.reshape(n_batch_shards(mesh), -1)
+    shards: dict[int, set[int]] = {}
+    for device in holders.flat:
+        shards.setdefault(device.process_index, set())
+    for shard, devices in enumerate(holders):
+        for device in devices:
+            shards[device.process_index].add(shard)
+    distinct = set(map(frozenset, shards.values()))
+    if sum(map(len, distinct)) > len(holders) or len(set(map(len, distinct))) > 1:
+        raise InputError(
+            f"mesh.tensor={mesh.shape['tensor']} cuts across the hosts unevenly: make it divide "
+            "the number of devices of a host, or be a multiple of it."
+        )
+    return joined_parts(shards[host], len(holders))
+
+
+def joined_parts(shards: Collection[int], n: int) -> tuple[tuple[int, ...], int]:
+    """`shards` of n in as few equal parts as they fill: {4, 5, 6, 7} of 8 is part 1 of 2."""
+    for size in range(len(shards), 0, -1):
+        parts = tuple(sorted({shard // size for shard in shards}))
+        if n % size == 0 and len(parts) * size == len(shards):
+            return parts, n // size
+    raise AssertionError("parts of size 1 always fit")
+
+
+def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool = False) -> Batch:
+    """This host's rows (`host_parts`), put onto its devices as its part of the global batch.
+
+    whole: `batch` has the rows of all hosts, and of them each takes its own.
+    """
     sharding = NamedSharding(mesh, P(BATCH_AXES))
     arrays = {
-        name: jax.make_array_from_process_local_data(sharding, batch[name])
+        name: jax.make_array_from_process_local_data(
+            sharding, batch[name], batch[name].shape if whole else None
+        )
         for name in Batch._fields
         if name in batch
     }
