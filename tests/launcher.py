@@ -1,12 +1,22 @@
 """Several processes of main on this machine, as if each were a host: gloo over loopback."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+
+
+class Ended(NamedTuple):
+    status: int
+    out: str
+    err: str
 
 
 def free_port() -> int:
@@ -15,31 +25,49 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-def environment(n_devices: int, **more: str) -> dict[str, str]:
+def environment(n_devices: int) -> dict[str, str]:
     """A plain machine with that many CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={n_devices}"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | more
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={n_devices}",
+    }
 
 
 def start(n: int, *args: str, n_devices: int = 1) -> list[subprocess.Popen]:
     """main in n processes of n_devices each; several are told how to find each other."""
     command = [sys.executable, "-m", "rho1_jax.main", *args]
     if n == 1:
-        return [_process(command, environment(n_devices))]
+        return [_process(command, n_devices)]
     command += [f"--coordinator=127.0.0.1:{free_port()}", f"--num_processes={n}"]
-    return [_process([*command, f"--process_id={i}"], environment(n_devices)) for i in range(n)]
+    return [_process([*command, f"--process_id={i}"], n_devices) for i in range(n)]
 
 
-def _process(command: list[str], env: dict[str, str]) -> subprocess.Popen:
+def ended(processes: list[subprocess.Popen], timeout: float = 300) -> list[Ended]:
+    """What came of each; none outlives this."""
+    try:
+        said = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [Ended(p.returncode, *s) for p, s in zip(processes, said, strict=True)]
+
+
+def signal_when(
+    processes: list[subprocess.Popen], which: int, signum: signal.Signals, happened: Callable
+) -> None:
+    """Send one process a signal as soon as `happened()`; fails if any ends first."""
+    deadline = time.monotonic() + 200
+    while not happened():
+        if any(p.poll() is not None for p in processes) or time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+            raise AssertionError(ended(processes))
+        time.sleep(0.01)
+    processes[which].send_signal(signum)
+
+
+def _process(command: list[str], n_devices: int) -> subprocess.Popen:
     return subprocess.Popen(
-        command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def ended(processes: list[subprocess.Popen], timeout: float = 240) -> list[tuple[int, str, str]]:
-    """(status, stdout, stderr) of each."""
-    found = []
-    for process in processes:
-        out, err = process.communicate(timeout=timeout)
-        found.append((process.returncode, out, err))
-    return found
+        command, cwd=ROOT, env=environment(n_devices), text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
