@@ -6,6 +6,7 @@ some of them; `--config.a.b=value` overrides a key of the config.
 
 On several hosts start the same command on each. Slurm, Open MPI, TPU slices and GKE are known;
 elsewhere add --coordinator=HOST:PORT --num_processes=N --process_id=I. --num_processes=1 is alone.
+`--beam_runner=DirectRunner` tokenizes with Apache Beam; options of the runner follow after a space.
 """
 
 import datetime
@@ -43,6 +44,7 @@ class Command(NamedTuple):
     folder: Path
     stages: tuple[str, ...]
     hosts: tuple[str, int, int]  # coordinator, number of processes, number of this one
+    beam_runner: str
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,7 +63,7 @@ def _status(argv: Sequence[str]) -> int:
         command = parse(argv)
         hosts.join(*command.hosts)
         with hosts.only_first_speaks():
-            run(command.config, command.folder, command.stages)
+            run(command.config, command.folder, command.stages, command.beam_runner)
     except (InputError, hosts.FailedElsewhere) as error:
         return _fail(str(error), 2)
     except Interrupted as stopped:
@@ -93,10 +95,15 @@ def parse(argv: Sequence[str]) -> Command:
         require_known("--stages: stage", stage, STAGES)
     folder = Path(found.workdir or Path("runs") / found.config.name)
     joining = found.coordinator, found.num_processes, found.process_id
-    return Command(found.config, folder, stages, joining)
+    return Command(found.config, folder, stages, joining, found.beam_runner)
 
 
-def run(config: ConfigDict, folder: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
+def run(
+    config: ConfigDict,
+    folder: Path,
+    stages: Sequence[str] = tuple(STAGES),
+    beam_runner: str = "",
+) -> None:
     """Run `stages` of `config` in `folder`. InputError for bad input, Interrupted when stopped."""
     config_lib.validate(config)
     mesh = sharding.make_mesh(**config.mesh)
@@ -112,7 +119,7 @@ def run(config: ConfigDict, folder: Path, stages: Sequence[str] = tuple(STAGES))
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
     with StopSignal(mesh).installed() as stop, jax.set_mesh(mesh):
-        this = Run(config, folder, mesh, stop)
+        this = Run(config, folder, mesh, stop, beam_runner)
         for name in (name for name in STAGES if name in stages):
             STAGES[name](this)
             if (signum := stop.after_stage()) is not None:
@@ -125,6 +132,7 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     flags.DEFINE_string("workdir", "", "", flag_values=found)
     flags.DEFINE_string("stages", "", "", flag_values=found)
     flags.DEFINE_string("coordinator", "", "", flag_values=found)
+    flags.DEFINE_string("beam_runner", "", "", flag_values=found)
     flags.DEFINE_integer("num_processes", 0, "", flag_values=found)
     flags.DEFINE_integer("process_id", -1, "", flag_values=found)
     sys.modules.pop("config_config", None)  # or a file without get_config would inherit one

@@ -37,8 +37,16 @@ Scores = dict[str, dict[str, np.ndarray]]  # domain -> {"ref_loss": [rows, S], .
 class Run:
     """What every stage is given. Paths: data/, reference/, scores/, checkpoints/ in `folder`."""
 
-    def __init__(self, config: ConfigDict, folder: Path, mesh: Mesh, stop: StopSignal):
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: Path,
+        mesh: Mesh,
+        stop: StopSignal,
+        beam_runner: str = "",
+    ):
         self.config, self.folder, self.mesh, self.stop = config, folder, mesh, stop
+        self.beam_runner = beam_runner
         self.selection = config_lib.selection(config, sharding.n_batch_shards(mesh))
         self.key = jax.random.key(config.seed)
 

@@ -45,6 +45,7 @@ def prepare(run: Run) -> None:
                 tokenizer=run.tokenizer,
                 seq_len=c.seq_len,
                 out=run.folder / "data",
+                beam_runner=run.beam_runner,
             )
     if not run.heldout_rows().keys() & run.config.data.corpus.keys():
         raise InputError(
