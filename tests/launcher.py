@@ -26,11 +26,13 @@ def free_port() -> int:
 
 
 def environment(n_devices: int) -> dict[str, str]:
-    """A plain machine with that many CPU devices."""
-    return os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={n_devices}",
-    }
+    """A plain machine with that many CPU devices, and a compiler that does not take long."""
+    flags = (
+        f"--xla_force_host_platform_device_count={n_devices}",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+    )
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
 
 def start(n: int, *args: str, n_devices: int = 1) -> list[subprocess.Popen]:

@@ -6,7 +6,7 @@ The compiler places everything else (Auto axes): give it sharded parameters and 
 
 import math
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -113,32 +113,34 @@ def placed(abstract: Any, shardings: Any) -> Any:
 def host_parts(mesh: Mesh, host: int) -> tuple[tuple[int, ...], int]:
     """Which of how many equal parts of a batch's rows the devices of `host` hold.
 
-    One part where they are neighbours in the mesh; hosts that share a tensor axis hold the same.
     InputError if two hosts hold some of each other's rows, but not all.
     """
-    holders = mesh.devices.reshape(n_batch_shards(mesh), -1)
-    shards: dict[int, set[int]] = {}
-    for device in holders.flat:
-        shards.setdefault(device.process_index, set())
-    for shard, devices in enumerate(holders):
-        for device in devices:
-            shards[device.process_index].add(shard)
-    distinct = set(map(frozenset, shards.values()))
-    if sum(map(len, distinct)) > len(holders) or len(set(map(len, distinct))) > 1:
+    holders = np.array([device.process_index for device in mesh.devices.flat])
+    return parts_of(holders.reshape(n_batch_shards(mesh), -1), host)
+
+
+def parts_of(holders: np.ndarray, host: int) -> tuple[tuple[int, ...], int]:
+    """`host_parts` from the hosts that hold each shard of the batch, int [shards, devices].
+
+    As few and large parts as possible: {4, 5, 6, 7} of 8 is part 1 of 2. Hosts that share a tensor
+    axis hold the same.
+    """
+    n = len(holders)
+    shards = {
+        h: frozenset(np.flatnonzero((holders == h).any(1)).tolist()) for h in set(holders.flat)
+    }
+    distinct = set(shards.values())
+    if sum(map(len, distinct)) > n or len(set(map(len, distinct))) > 1:
         raise InputError(
-            f"mesh.tensor={mesh.shape['tensor']} cuts across the hosts unevenly: make it divide "
-            "the number of devices of a host, or be a multiple of it."
+            f"mesh.tensor={holders.shape[1]} cuts across the hosts unevenly: make it divide the "
+            "number of devices of a host, or be a multiple of it."
         )
-    return joined_parts(shards[host], len(holders))
-
-
-def joined_parts(shards: Collection[int], n: int) -> tuple[tuple[int, ...], int]:
-    """`shards` of n in as few equal parts as they fill: {4, 5, 6, 7} of 8 is part 1 of 2."""
-    for size in range(len(shards), 0, -1):
-        parts = tuple(sorted({shard // size for shard in shards}))
-        if n % size == 0 and len(parts) * size == len(shards):
-            return parts, n // size
-    raise AssertionError("parts of size 1 always fit")
+    mine = shards[host]
+    for size in range(len(mine), 0, -1):
+        parts = tuple(sorted({shard // size for shard in mine}))
+        if n % size == 0 and len(parts) * size == len(mine):
+            break
+    return parts, n // size
 
 
 def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool = False) -> Batch:

@@ -90,6 +90,19 @@ def test_hosts_take_contiguous_parts_of_the_same_batch():
             np.testing.assert_array_equal(together, batch["tokens"])
 
 
+def test_a_host_may_have_parts_that_are_no_neighbours():
+    rows = {"web": make_rows(13)}
+    whole, mine = run(rows), run(rows, parts=(0, 2), n_parts=3)
+    for batch, part in zip(whole, mine, strict=True):
+        np.testing.assert_array_equal(part["tokens"], batch["tokens"][[0, 1, 4, 5]])
+    wanted = np.array([9, 0, 4, 10, 3, 1, 7])
+    batches = list(loader.batches_of(make_rows(11), wanted, batch_size=6, parts=(0, 2), n_parts=3))
+    assert [b["tokens"][:, 0].tolist() for b in batches] == [[9, 0, 3, 1], [7, 0, 0, 0]]
+    assert [b["row"].tolist() for b in batches] == [[9, 0, 4, 10, 3, 1], [7] + [-1] * 5]
+    (none_real,) = loader.batches_of(make_rows(11), wanted[:2], batch_size=6, parts=(1,), n_parts=3)
+    assert not none_real["valid"].any()
+
+
 @pytest.mark.parametrize("start", [1, 5, 7, 8])
 def test_a_resumed_run_sees_the_batches_of_the_straight_run(start):
     rows = {"web": make_rows(13), "books": make_rows(7, first=100)}
