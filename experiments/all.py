@@ -29,6 +29,7 @@ NAMES = (
     "scoring_functions",
     "schedules",
     "utility_scores",
+    "rows_quality",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;

@@ -220,7 +220,7 @@ def _locked(place: Path) -> Iterator[None]:
 def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        run = Run(config, folder, mesh, StopSignal())
+        run = Run(config, folder, mesh, StopSignal(mesh))
         params, shape = run.policy()
         loss_fn = _loss_fn(shape, config.loss_chunk_tokens)
         found: Mapping[str, np.ndarray] = {

@@ -47,7 +47,6 @@ def run(this: Study) -> None:
     compare(
         this,
         {name: {"train.backward_rows_top": top} for name, top in tops.items()},
-        controls=("SLM", "CLM", "random selection"),
         text=f"Gradient against the exact one, on the same batches of seed 0:\n\n{_said(compared)}",
     )
 
@@ -62,7 +61,7 @@ def gradients(this: Study, tops: Mapping[str, int]) -> list[dict[str, Any]]:
         for ratio in RATIOS:
             c = ConfigDict(config.to_dict())
             c.select.ratio = ratio
-            here = Run(c, folder, mesh, StopSignal())
+            here = Run(c, folder, mesh, StopSignal(mesh))
             found += [{"ratio": ratio, **row} for row in _along_training(here, tops)]
     return found
 
@@ -117,7 +116,7 @@ def _along_training(here: Run, tops: Mapping[str, int]) -> Iterator[dict[str, An
 def _said(compared: list[dict[str, Any]]) -> str:
     """A Markdown table: the cosines over the steps."""
     steps = list(dict.fromkeys(row["step"] for row in compared))
-    lines = {}
+    lines: dict[tuple[float, str], list[str]] = {}
     for row in compared:
         line = lines.setdefault((row["ratio"], row["method"]), [])
         line.append(f"{row['cosine']:.3f}")

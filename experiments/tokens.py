@@ -48,7 +48,7 @@ def look(folder: Path, domain: str) -> Tokens:
     config = pool.config_of(folder)
     mesh = sharding.make_mesh(**config.mesh)
     with jax.set_mesh(mesh):
-        run = Run(config, folder, mesh, StopSignal())
+        run = Run(config, folder, mesh, StopSignal(mesh))
         rows = run.heldout_rows()[domain]
         batches = list(
             loader.ordered_batches(

@@ -18,7 +18,7 @@ from rho1_jax.run import Model, Run, Scores, apply_fn, n_steps, weights
 from rho1_jax.slm import losses, step
 from rho1_jax.slm.backward import SelectedRows
 from rho1_jax.slm.selection import Selection
-from rho1_jax.training import checkpoint, optimizer, sharding
+from rho1_jax.training import checkpoint, hosts, optimizer, sharding
 from rho1_jax.training.checkpoint import Checkpoints
 from rho1_jax.training.loop import fit
 from rho1_jax.training.metrics import MetricsLog, measured_peak
@@ -61,7 +61,8 @@ def train(run: Run, job: Job) -> bool:
             say(job.name, f"finished at step {checkpoints.latest}, skipped")
             return False
         params, shape = run.initial_model()
-        checkpoint.write_model_file(job.folder, shape, run.tokenizer)
+        if hosts.first():
+            checkpoint.write_model_file(job.folder, shape, run.tokenizer)
         ref_params, ref_shape = job.live_reference or (None, shape)
         average = None
         if job.decay < 1.0:
@@ -88,15 +89,14 @@ def train(run: Run, job: Job) -> bool:
             seed=c.seed,
             start_step=first,
             num_steps=steps,
-            host=jax.process_index(),
-            n_hosts=jax.process_count(),
             scores=job.cached,
+            **run.parts,
         )
         flops = 3.0 * llama.flops_per_token(shape, c.data.seq_len)
         if job.live_reference or job.decay < 1.0:
             flops += llama.flops_per_token(ref_shape, c.data.seq_len)
-        log = MetricsLog(
-            job.log_folder,
+        open_log = functools.partial(
+            MetricsLog,
             name=job.name,
             first_step=first,
             steps=steps,
@@ -105,7 +105,7 @@ def train(run: Run, job: Job) -> bool:
             peak_flops=measured_peak(c.model.dtype),
             every=c.log_every,
         )
-        with log:
+        with hosts.log_folder(job.log_folder) as log_folder, open_log(log_folder) as log:
             fit(
                 state,
                 lambda state, batch: jitted(state, ref_params, batch, run.key),

@@ -3,6 +3,10 @@
 Runs prepare -> reference -> score -> train -> evaluate -> report in DIR (default runs/NAME). What
 DIR already holds is not done again, so the same command always resumes. `--stages=score,train` runs
 some of them; `--config.a.b=value` overrides a key of the config.
+
+On several hosts start the same command on each. Slurm, Open MPI, TPU slices and GKE are known;
+elsewhere add --coordinator=HOST:PORT --num_processes=N --process_id=I. --num_processes=1 is alone.
+`--beam_runner=DirectRunner` tokenizes with Apache Beam; options of the runner follow after a space.
 """
 
 import datetime
@@ -12,9 +16,11 @@ import os
 import platform
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from absl import flags
@@ -25,10 +31,20 @@ from rho1_jax import jsonfile
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.run import Run
 from rho1_jax.stages import STAGES
-from rho1_jax.training import sharding
+from rho1_jax.training import hosts, sharding
 from rho1_jax.training.interruption import Interrupted, StopSignal
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+
+
+class Command(NamedTuple):
+    """What a command line asks for."""
+
+    config: ConfigDict
+    folder: Path
+    stages: tuple[str, ...]
+    hosts: tuple[str, int, int]  # coordinator, number of processes, number of this one
+    beam_runner: str
 
 
 def main(argv: Sequence[str]) -> int:
@@ -36,26 +52,40 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
+    status = _status(argv)
+    if status:
+        hosts.leave(status)
+    return status
+
+
+def _status(argv: Sequence[str]) -> int:
     try:
-        run(*parse(argv))
-    except InputError as error:
+        command = parse(argv)
+        hosts.join(*command.hosts)
+        with hosts.only_first_speaks():
+            run(command.config, command.folder, command.stages, command.beam_runner)
+    except (InputError, hosts.FailedElsewhere) as error:
         return _fail(str(error), 2)
     except Interrupted as stopped:
+        if stopped.saved and not hosts.first():  # it stopped with the others, and one says so
+            return 128 + stopped.signum
         again = shlex.join(["python", "-m", "rho1_jax.main", *argv[1:]])
         saved = f": {stopped.saved}" if stopped.saved else ""
         return _fail(f"Interrupted{saved}. Resume with\n  {again}", 128 + stopped.signum)
     except Exception as error:
-        if not _is_disk_full(error):
+        if _is_disk_full(error):
+            return _fail(
+                "The disk is full: make room, and the same command resumes from what is saved.", 2
+            )
+        if not jax.distributed.is_initialized():
             raise
-        return _fail(
-            "The disk is full: make room, and the same command resumes from what is already saved.",
-            2,
-        )
+        traceback.print_exc()
+        return _fail("ended with this error, or because another host did; now all will end.", 1)
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, tuple[str, ...]]:
-    """Config (locked), folder and stages of a command line; InputError if it makes no sense."""
+def parse(argv: Sequence[str]) -> Command:
+    """The command of a command line, its config locked; InputError if it makes no sense."""
     overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
     plain = [a for a in argv if not a.startswith("--config.")]
     config_lib.require_known_keys(_flags(plain).config, overrides)
@@ -64,27 +94,36 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, Path, tuple[str, ...]]:
     for stage in stages:
         require_known("--stages: stage", stage, STAGES)
     folder = Path(found.workdir or Path("runs") / found.config.name)
-    return found.config, folder, stages
+    joining = found.coordinator, found.num_processes, found.process_id
+    return Command(found.config, folder, stages, joining, found.beam_runner)
 
 
-def run(config: ConfigDict, folder: Path, stages: Sequence[str] = tuple(STAGES)) -> None:
+def run(
+    config: ConfigDict,
+    folder: Path,
+    stages: Sequence[str] = tuple(STAGES),
+    beam_runner: str = "",
+) -> None:
     """Run `stages` of `config` in `folder`. InputError for bad input, Interrupted when stopped."""
     config_lib.validate(config)
-    if jax.process_count() > 1:
-        raise InputError(f"There are {jax.process_count()} processes: so far a run has only one.")
     mesh = sharding.make_mesh(**config.mesh)
     sharding.require_divisible(config.score.batch_size, 1, mesh, "score")
-    _claim(folder, config)
-    _write_environment(folder)
+    with hosts.together():
+        if hosts.first():
+            _claim(folder, config)
+            _write_environment(folder)
+    with hosts.together():
+        if not hosts.first():
+            _require_shared(folder, config)
     # Set JAX_COMPILATION_CACHE_DIR to share compiled programs between runs.
     if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
-    with StopSignal().installed() as stop, jax.set_mesh(mesh):
-        this = Run(config, folder, mesh, stop)
+    with StopSignal(mesh).installed() as stop, jax.set_mesh(mesh):
+        this = Run(config, folder, mesh, stop, beam_runner)
         for name in (name for name in STAGES if name in stages):
             STAGES[name](this)
-            if stop.signum is not None:
-                raise Interrupted(stop.signum, f"{name} is finished")
+            if (signum := stop.after_stage()) is not None:
+                raise Interrupted(signum, f"{name} is finished")
 
 
 def _flags(argv: Sequence[str]) -> flags.FlagValues:
@@ -92,6 +131,10 @@ def _flags(argv: Sequence[str]) -> flags.FlagValues:
     config_flags.DEFINE_config_file("config", None, "", flag_values=found, sys_argv=list(argv))
     flags.DEFINE_string("workdir", "", "", flag_values=found)
     flags.DEFINE_string("stages", "", "", flag_values=found)
+    flags.DEFINE_string("coordinator", "", "", flag_values=found)
+    flags.DEFINE_string("beam_runner", "", "", flag_values=found)
+    flags.DEFINE_integer("num_processes", 0, "", flag_values=found)
+    flags.DEFINE_integer("process_id", -1, "", flag_values=found)
     sys.modules.pop("config_config", None)  # or a file without get_config would inherit one
     try:
         rest = found(list(argv))[1:]
@@ -125,15 +168,8 @@ def _why_not(argv: Sequence[str], error: Exception) -> str:
 def _claim(folder: Path, config: ConfigDict) -> None:
     """Make `folder` this config's, or check that it is. Some keys may change (FREE_KEYS)."""
     path = folder / "config.json"
-    wanted = config_lib.bound_part(config)
     if path.exists():
-        there = {k: v for k, v in jsonfile.read(path).items() if k in wanted}
-        difference = config_lib.first_difference(there, wanted)
-        if difference:
-            raise InputError(
-                f"{folder} holds a run of another config: {difference} differ there and here; "
-                "use another --workdir, or the config it was started with."
-            )
+        _require_same(path, config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         jsonfile.write(path, json.loads(config.to_json_best_effort()))
@@ -143,6 +179,27 @@ def _claim(folder: Path, config: ConfigDict) -> None:
         raise InputError(
             f"{folder} cannot be written ({error.strerror}): choose another --workdir."
         ) from error
+
+
+def _require_same(path: Path, config: ConfigDict) -> None:
+    wanted = config_lib.bound_part(config)
+    there = {k: v for k, v in jsonfile.read(path).items() if k in wanted}
+    difference = config_lib.first_difference(there, wanted)
+    if difference:
+        raise InputError(
+            f"{path.parent} holds a run of another config: {difference} differ there and here; "
+            "use another --workdir, or the config it was started with."
+        )
+
+
+def _require_shared(folder: Path, config: ConfigDict) -> None:
+    """What the other hosts check: that they see the first one's folder and have its config."""
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} is not the folder that the first host writes: give a --workdir on a file "
+            "system that all hosts share."
+        )
+    _require_same(folder / "config.json", config)
 
 
 def _write_environment(folder: Path) -> None:
@@ -155,6 +212,7 @@ def _write_environment(folder: Path) -> None:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_cores": os.cpu_count(),
+        "hosts": jax.process_count(),
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
@@ -175,7 +233,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _fail(message: str, status: int) -> int:
-    print(message, file=sys.stderr)
+    who = f"host {jax.process_index()}: " if jax.distributed.is_initialized() else ""
+    print(who + message, file=sys.stderr)
     return status
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rho1_jax import config as config_lib
@@ -25,7 +25,7 @@ from rho1_jax.models import llama, load, presets, tokenizer
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.models.tokenizer import Tokenizer
 from rho1_jax.slm import losses, step
-from rho1_jax.training import checkpoint, sharding
+from rho1_jax.training import checkpoint, hosts, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.loop import Evaluate
 
@@ -39,8 +39,16 @@ Scores = dict[str, dict[str, np.ndarray]]  # domain -> {"ref_loss": [rows, S], .
 class Run:
     """What every stage is given. Paths: data/, reference/, scores/, checkpoints/ in `folder`."""
 
-    def __init__(self, config: ConfigDict, folder: Path, mesh: Mesh, stop: StopSignal):
+    def __init__(
+        self,
+        config: ConfigDict,
+        folder: Path,
+        mesh: Mesh,
+        stop: StopSignal,
+        beam_runner: str = "",
+    ):
         self.config, self.folder, self.mesh, self.stop = config, folder, mesh, stop
+        self.beam_runner = beam_runner
         self.selection = config_lib.selection(config, sharding.n_batch_shards(mesh))
         self.key = jax.random.key(config.seed)
 
@@ -57,8 +65,9 @@ class Run:
             place = load.locate(named)
             trained_here = place / "checkpoints"
             tok = tokenizer.load(trained_here if trained_here.exists() else place)
-        folder.mkdir(parents=True, exist_ok=True)
-        tok.save(folder)
+        if hosts.first():
+            folder.mkdir(parents=True, exist_ok=True)
+            tok.save(folder)
         return tok
 
     def sources(self) -> dict[str, corpora.Source]:
@@ -93,9 +102,24 @@ class Run:
             num_steps=n_steps(c.train, rows),
         )
 
+    @functools.cached_property
+    def parts(self) -> dict[str, Any]:
+        """Which parts of a batch this host reads, as data/loader.py takes it."""
+        parts, n_parts = sharding.host_parts(self.mesh, jax.process_index())
+        return {"parts": parts, "n_parts": n_parts}
+
+    @property
+    def everywhere(self) -> NamedSharding:
+        """The sharding of what every host reads as a whole."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
     def put(self, batch: Mapping[str, np.ndarray]) -> step.Batch:
-        """A host batch on the devices."""
+        """This host's rows of a batch on its devices."""
         return sharding.batch_to_devices(batch, self.mesh)
+
+    def put_whole(self, batch: Mapping[str, np.ndarray]) -> step.Batch:
+        """A batch that every host has as a whole on the devices of all."""
+        return sharding.batch_to_devices(batch, self.mesh, whole=True)
 
     def initial_model(self) -> Model:
         """What reference and policy both start from: model.init, or weights from the seed."""
@@ -175,7 +199,7 @@ class Run:
             domains=self.heldout_rows(),
             max_rows=c.eval.rows,
             batch_size=c.score.batch_size,
-            put=self.put,
+            put=self.put_whole,
         )
 
     def _load(self, name: str, dtype: str) -> Model:

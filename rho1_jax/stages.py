@@ -6,18 +6,17 @@ at once if its own output is finished. So the same command always resumes.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from rho1_jax import config as config_lib
-from rho1_jax import jsonfile
+from rho1_jax import jsonfile, signals
 from rho1_jax.analysis import report as report_page
-from rho1_jax.analysis import utility
 from rho1_jax.data import builder, loader, ref_scores
 from rho1_jax.errors import InputError
 from rho1_jax.evaluation import harness, selected
@@ -25,27 +24,29 @@ from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.job import Job, say
 from rho1_jax.job import train as train_job
 from rho1_jax.models import tokenizer
-from rho1_jax.run import Model, Run, apply_fn
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.run import Run
 from rho1_jax.slm.step import Batch
-from rho1_jax.training import checkpoint, scoring
+from rho1_jax.training import checkpoint, hosts, scoring, sharding
 
-SAMPLE_ROWS = 64  # held-out rows, at most, whose tokens are shown and scores are judged on
-STATES_PER_ROW = 128  # hidden states that relevance is made of
-PASSAGES = 4  # of them, shown in full
+PASSAGES = 4  # held-out rows shown in full
 
 
 def prepare(run: Run) -> None:
-    """Text to packed rows, per domain, in data/."""
+    """Text to packed rows, per domain, in data/; several hosts take the domains in turn."""
     c = run.config.data
-    for name, source in run.sources().items():
-        builder.prepare(
-            name,
-            source,
-            root=c.root,
-            tokenizer=run.tokenizer,
-            seq_len=c.seq_len,
-            out=run.folder / "data",
-        )
+    hosts.once(lambda: run.tokenizer)
+    with hosts.together():
+        for name, source in hosts.in_turn(run.sources().items()):
+            builder.prepare(
+                name,
+                source,
+                root=c.root,
+                tokenizer=run.tokenizer,
+                seq_len=c.seq_len,
+                out=run.folder / "data",
+                beam_runner=run.beam_runner,
+            )
     if not run.heldout_rows().keys() & run.config.data.corpus.keys():
         raise InputError(
             "No document of data.corpus is held out for evaluation (1 % are, by a hash of their "
@@ -59,9 +60,9 @@ def reference(run: Run) -> None:
     if not config_lib.needs_reference(c):
         return say("reference", f"select.score={c.select.score} reads none, skipped")
     if c.reference.init:
-        *_, tok = checkpoint.load_model(c.reference.init)
+        *_, tok = checkpoint.load_model(c.reference.init, run.mesh)
         tokenizer.require_same(run.tokenizer, tok)
-        checkpoint.write_model_link(folder, c.reference.init)
+        hosts.once(lambda: checkpoint.write_model_link(folder, c.reference.init))
         say("reference", f"is {c.reference.init}")
     elif not train_job(run, Job("reference", folder, folder, c.reference, c.data.clean)):
         return None
@@ -75,20 +76,13 @@ def score(run: Run) -> None:
     if config_lib.needs_reference(c):
         params, shape = run.reference()
     if run.selection.needs_utility:
-        _score_rows(run, "utility", ("utility",), utility_fn(run), params)
+        _score_rows(run, "utility", ("utility",), signals.utility_fn(run), params)
     if not run.selection.needs_reference:
         return say("score", f"select.score={c.select.score} reads no reference, skipped")
     if not run.caches_scores:
         return say("score", "the reference runs in every training step, nothing to keep")
-    score_fn = jax.jit(
-        functools.partial(
-            scoring.score_step,
-            apply=apply_fn(shape),
-            chunk_tokens=c.loss_chunk_tokens,
-            entropy="ref_entropy" in run.score_fields,
-        )
-    )
-    return _score_rows(run, "scores", run.score_fields, functools.partial(score_fn, params), params)
+    score_fn = signals.loss_fn(run, (params, shape), entropy="ref_entropy" in run.score_fields)
+    return _score_rows(run, "scores", run.score_fields, score_fn, params)
 
 
 def _score_rows(
@@ -102,20 +96,23 @@ def _score_rows(
     all_rows = run.train_rows(run.config.data.corpus)
     for name, row_ids in run.visited_rows().items():
         rows = all_rows[name]
-        writer = ref_scores.create(
+        create = functools.partial(
+            ref_scores.create,
             run.folder / folder / name,
             n_rows=len(rows),
             seq_len=rows.seq_len,
             fields=fields,
             binding=run.score_binding(params, rows, folder),
         )
-        todo = writer.missing(row_ids)
+        writer = hosts.once(create)
+        missing = np.isin(row_ids, writer.missing(row_ids) if writer else [])
+        todo = row_ids[hosts.of_first(missing)]
         if not todo.size:
             say("score", f"{name} is finished, skipped")
             continue
         scoring.score_rows(
             score_fn,
-            loader.batches_of(rows, todo, batch_size=run.config.score.batch_size),
+            loader.batches_of(rows, todo, batch_size=run.config.score.batch_size, **run.parts),
             writer,
             put=run.put,
             n_rows=todo.size,
@@ -158,7 +155,8 @@ def evaluate(run: Run) -> None:
     binding = {name: checkpoint.fingerprint(params) for name, (params, _) in models.items()}
     binding |= {name: rows.fingerprint for name, rows in run.heldout_rows().items()}
     binding["tasks"] = config_lib.digest([*c.eval.tasks, c.eval.data_dir, c.eval.limit])
-    if out.exists() and samples.exists() and jsonfile.read(out)["binding"] == binding:
+    finished = out.exists() and samples.exists() and jsonfile.read(out)["binding"] == binding
+    if hosts.of_first(finished):
         return say("evaluate", "finished, skipped")
 
     result: dict[str, Any] = {"binding": binding}
@@ -170,29 +168,35 @@ def evaluate(run: Run) -> None:
     result["selection"] = {"score": s.score, "ratio": s.last_ratio, "scope": s.scope}
     _warn_of_overtaken_reference(result, c)
 
-    sample = _sample(run, models["policy"], models.get("reference"))
-    if "useful" in sample:
-        result["precision"] = selected.precision_of_scores(sample, s.last_ratio)
-    # A sample is judged as one batch, whatever the scope in training.
-    sample |= selected.mark(sample, dataclasses.replace(run.selection, scope="batch"))
-    np.savez_compressed(samples, **sample)  # type: ignore[arg-type]
-    if c.eval.tasks:
-        params, shape = models["policy"]
-        found = harness.evaluate(
-            Scorer(params, shape, run.tokenizer, batch_size=c.score.batch_size),
-            c.eval.tasks,
-            out=run.folder / "benchmarks",
-            data_dir=c.eval.data_dir,
-            limit=c.eval.limit or None,
-        )
-        result["tasks"] = found["tasks"]
-        say("evaluate", f"benchmarks of the policy\n{harness.table(found)}")
-    jsonfile.write(out, result)
-    return None
+    sample = signals.sample(run, models["policy"], models.get("reference"))
+    params, shape = models["policy"]
+    if c.eval.tasks and jax.process_count() > 1:
+        params = hosts.gathered(params)
+
+    def judge() -> None:
+        if "useful" in sample:
+            result["precision"] = selected.precision_of_scores(sample, s.last_ratio)
+        # A sample is judged as one batch, whatever the scope in training.
+        marks = selected.mark(sample, dataclasses.replace(run.selection, scope="batch"))
+        np.savez_compressed(samples, **sample, **marks)  # type: ignore[arg-type]
+        if c.eval.tasks:
+            result["tasks"] = _benchmarks(run, params, shape)
+        jsonfile.write(out, result)
+
+    return hosts.once(judge)
 
 
 def report(run: Run) -> None:
     """report.html, made anew from what the run's folder holds."""
+    hosts.once(lambda: _write_report(run))
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    stage.__name__: stage for stage in (prepare, reference, score, train, evaluate, report)
+}
+
+
+def _write_report(run: Run) -> None:
     if not (run.folder / "samples.npz").exists():
         raise InputError(f"{run.folder} holds no evaluation yet: run --stages=evaluate first.")
     with np.load(run.folder / "samples.npz") as f:
@@ -205,11 +209,6 @@ def report(run: Run) -> None:
         histogram=_histogram(sample),
     )
     say("report", str(path))
-
-
-STAGES: dict[str, Callable[[Run], None]] = {
-    stage.__name__: stage for stage in (prepare, reference, score, train, evaluate, report)
-}
 
 
 def _warn_of_weak_reference(run: Run) -> None:
@@ -241,62 +240,23 @@ def _warn_of_overtaken_reference(result: Mapping[str, Any], c: ConfigDict) -> No
             )
 
 
-def _sample(run: Run, policy: Model, ref: Model | None) -> dict[str, np.ndarray]:
-    """Held-out corpus rows [R, S+1] with what the policy and the reference make of them [R, S]."""
-    heldout = run.heldout_rows()
-    domains = [heldout[name] for name in run.config.data.corpus if name in heldout]
-    each = min(SAMPLE_ROWS // max(len(domains), 1), run.config.eval.rows)
-    views = {"": policy} if ref is None else {"": policy, "ref_": ref}
-    score_fns: dict[str, Callable[[Batch], Mapping[str, Any]]] = {
-        prefix: functools.partial(
-            jax.jit(
-                functools.partial(
-                    scoring.score_step,
-                    apply=apply_fn(shape),
-                    chunk_tokens=run.config.loss_chunk_tokens,
-                    entropy=True,
-                )
-            ),
-            params,
+def _benchmarks(run: Run, params: Any, shape: LlamaConfig) -> dict[str, Any]:
+    """Benchmarks of a model; of several hosts the first runs them, on its own devices."""
+    batch_size, mesh = run.config.score.batch_size, run.mesh
+    if jax.process_count() > 1:
+        mine = jax.local_devices()
+        mesh = sharding.make_mesh(1, math.gcd(batch_size, len(mine)), -1, devices=mine)
+        params = jax.device_put(params, sharding.parameter_shardings(params, mesh))
+    with jax.set_mesh(mesh):
+        found = harness.evaluate(
+            Scorer(params, shape, run.tokenizer, batch_size=batch_size),
+            run.config.eval.tasks,
+            out=run.folder / "benchmarks",
+            data_dir=run.config.eval.data_dir,
+            limit=run.config.eval.limit or None,
         )
-        for prefix, (params, shape) in views.items()
-    }
-    if run.selection.needs_utility:
-        score_fns["utility"] = utility_fn(run)
-    return selected.sample(
-        domains, score_fns, rows_each=each, batch_size=run.config.score.batch_size, put=run.put
-    )
-
-
-def utility_fn(run: Run) -> Callable[[Batch], dict[str, Any]]:
-    """A batch -> {"utility": [B, S]}: the run's select.utility."""
-    kind, tags = utility.parse(run.config.select.utility)
-    if kind == "tags":
-        return lambda batch: {
-            "utility": jnp.asarray(utility.tagged(np.asarray(batch.tokens), run.tokenizer, tags))
-        }
-    params, shape = run.reference()
-    apply = apply_fn(shape)
-    hidden_fn = jax.jit(lambda params, tokens: apply(params, tokens[:, :-1])[0])
-
-    def states(domains: ConfigDict) -> np.ndarray:
-        """Hidden states [N, D] of the first training rows of each domain."""
-        found = []
-        for rows in run.train_rows(domains).values():
-            for batch in loader.ordered_batches(
-                rows,
-                batch_size=run.config.score.batch_size,
-                stop_row=min(SAMPLE_ROWS, len(rows)),
-            ):
-                hidden = np.asarray(hidden_fn(params, run.put(batch).tokens), np.float32)
-                thin = max(1, run.config.data.seq_len // STATES_PER_ROW)
-                found.append(hidden[batch["valid"]][::thin])
-        return np.concatenate(found)
-
-    c = run.config.data
-    near = utility.centroids(states(c.clean), states(c.corpus))
-    relevance = jax.jit(functools.partial(utility.relevance, apply))
-    return lambda batch: {"utility": relevance(params, batch.tokens, *near)}
+    say("evaluate", f"benchmarks of the policy\n{harness.table(found)}")
+    return found["tasks"]
 
 
 def _histogram(sample: Mapping[str, np.ndarray]) -> dict[str, Any] | None:

@@ -13,11 +13,13 @@ FLOORS = {
     "errors": 0, "jsonfile": 0,
     "slm": 1, "models": 1, "data": 1,
     "training": 2, "evaluation": 2,
-    "analysis": 3, "config": 3, "run": 3, "job": 3, "stages": 3, "main": 3,
+    "analysis": 3, "config": 3, "run": 3, "job": 3, "signals": 3, "stages": 3,
+    "main": 3,
 }  # fmt: skip
 ON_ONE_FLOOR = {  # the imports allowed between neighbours, all in one direction
     ("run", "config"), ("stages", "config"), ("stages", "run"), ("stages", "analysis"),
-    ("stages", "job"), ("job", "config"), ("job", "run"),
+    ("stages", "job"), ("stages", "signals"), ("signals", "run"), ("signals", "analysis"),
+    ("job", "config"), ("job", "run"),
     ("evaluation", "training"),
     ("jsonfile", "errors"),
     ("config", "analysis"),

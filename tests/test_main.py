@@ -177,7 +177,7 @@ def test_a_reference_no_better_than_the_policy_is_warned_about(texts, tmp_path, 
 
 def sentence(capsys, *argv):
     """What a failing command prints: one sentence, no traceback."""
-    assert main.main(["main", *argv]) == 2
+    assert main.main(["main", *argv, "--num_processes=1"]) == 2
     err = capsys.readouterr().err.strip()
     assert "Traceback" not in err
     # Progress aside: a bar rewrites its line, and moves below bars that other tests left open.
@@ -249,7 +249,7 @@ def test_evaluation_of_another_policy_is_made_anew(texts, straight, tmp_path, ca
     evals = json.loads((w / "eval.json").read_text())
     evals["binding"]["policy"] = "of an earlier step"
     (w / "eval.json").write_text(json.dumps(evals))
-    assert main.main(["main", *tiny(texts, w, "--stages=evaluate")]) == 0
+    assert main.main(["main", *tiny(texts, w, "--stages=evaluate", "--num_processes=1")]) == 0
     assert "evaluate: policy" in capsys.readouterr().out
 
 

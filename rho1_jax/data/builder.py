@@ -14,9 +14,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -25,31 +24,18 @@ from tensorflow_datasets.core.sequential_writer import SequentialWriter
 from tqdm import tqdm
 
 from rho1_jax import jsonfile
-from rho1_jax.data import builtin, corpora, dialogs
-from rho1_jax.data.corpora import Document, Source
+from rho1_jax.data import builtin, corpora, on_beam, tokens
+from rho1_jax.data.corpora import Source
+from rho1_jax.data.tokens import Tokenizer, Tokens
 from rho1_jax.errors import InputError
 
 FORMAT = 1  # raise it when the same input would give other rows
 SPLITS = ("train", "val")
-_BATCH = 1_000_000  # characters tokenized at once
 _SHARD = 2**28  # tokens in one file
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # by split
 Marks = Sequence[str]  # of "useful" and "trained", those that a source has
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer: see `rho1_jax.models.tokenizer.Tokenizer`."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def separator_id(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode(self, texts: Sequence[str]) -> list[Any]: ...
 
 
 class PackedRows(FileReaderBuilder):
@@ -115,8 +101,11 @@ def prepare(
     tokenizer: Tokenizer,
     seq_len: int,
     out: str | Path,
+    beam_runner: str = "",
 ) -> dict[str, Any]:
     """Packs one source into out/domain, or says that this is done; returns its manifest.
+
+    beam_runner: tokenize with Apache Beam on this runner (on_beam.py); the rows are the same.
 
     The rows are bound to the sha256 of the source's files, the tokenizer and the settings: when
     none of them changed nothing is done. A build that was killed is begun again.
@@ -147,7 +136,7 @@ def prepare(
     _clear(folder)
     start = time.monotonic()
     try:
-        manifest = _build(domain, source, root, tokenizer, seq_len, folder)
+        manifest = _build(domain, source, root, tokenizer, seq_len, folder, beam_runner)
     except BaseException:
         _clear(folder)
         raise
@@ -169,18 +158,37 @@ def rows_folder(out: str | Path, domain: str) -> Path:
 
 
 def _build(
-    domain: str, source: Source, root: str | Path, tokenizer: Tokenizer, seq_len: int, folder: Path
+    domain: str,
+    source: Source,
+    root: str | Path,
+    tokenizer: Tokenizer,
+    seq_len: int,
+    folder: Path,
+    beam_runner: str,
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     marks = ["useful"] * (source.scheme == "builtin") + ["trained"] * source.in_parts
     splits = {split: _Packer(tokenizer, seq_len, marks) for split in SPLITS}
-    stream = corpora.split_documents(source, root=root, counts=counts)
+    scratch = folder / "scratch"  # not in /tmp: Beam's workers must see it
+    if beam_runner:
+        scratch.mkdir(parents=True)
+        batches = on_beam.tokenized(
+            source,
+            root=root,
+            tokenizer=tokenizer,
+            runner=beam_runner,
+            scratch=scratch,
+            counts=counts,
+        )
+    else:
+        stream = corpora.split_documents(source, root=root, counts=counts)
+        batches = tokens.tokenized(stream, tokenizer)
     builder = PackedRows(
         data_dir=folder,
         seq_len=seq_len,
         vocab_size=tokenizer.vocab_size,
         marks=marks,
-        rows=_packed(stream, tokenizer, splits, domain),
+        rows=_packed(batches, splits, domain),
     )
     with tempfile.TemporaryDirectory() as nothing:
         try:  # TFDS insists on a folder for downloads
@@ -190,6 +198,7 @@ def _build(
             if not full:
                 raise
             raise InputError(f"The disk is full: free some space under {folder.parent}.") from error
+    shutil.rmtree(scratch, ignore_errors=True)
     return {
         "counts": dict(sorted(counts.items())),
         "splits": {split: packer.counts for split, packer in splits.items()},
@@ -197,45 +206,15 @@ def _build(
 
 
 def _packed(
-    stream: Iterator[tuple[str, Document]],
-    tokenizer: Tokenizer,
-    splits: "dict[str, _Packer]",
-    name: str,
+    batches: Iterator[list[Tokens]], splits: "dict[str, _Packer]", name: str
 ) -> Iterator[Rows]:
-    """Tokenizes with all cores, one batch ahead of the packing."""
     with tqdm(desc=name, unit="tok", unit_scale=True, mininterval=1, leave=False) as progress:
-        for batch, encoded in _encoded(_batches(stream), tokenizer):
-            for (split, document), tokens in zip(batch, encoded, strict=True):
-                splits[split].add(document, tokens.ids, tokens.starts)
-                progress.update(len(tokens.ids) + 1)
+        for batch in batches:
+            for split, document in batch:
+                splits[split].add(document)
+                progress.update(document.shape[1])
             yield {split: packer.rows() for split, packer in splits.items()}
         yield {split: packer.rows(last=True) for split, packer in splits.items()}
-
-
-def _batches(stream: Iterator[tuple[str, Document]]) -> Iterator[list[tuple[str, Document]]]:
-    batch, size = [], 0
-    for pair in stream:
-        batch.append(pair)
-        size += len(pair[1].text)
-        if size >= _BATCH:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _encoded(
-    batches: Iterator[list[tuple[str, Document]]], tokenizer: Tokenizer
-) -> Iterator[tuple[list[tuple[str, Document]], list[Any]]]:
-    before: tuple[list[tuple[str, Document]], Future] | None = None
-    with ThreadPoolExecutor(1) as thread:
-        for batch in batches:
-            future = thread.submit(tokenizer.encode, [document.text for _, document in batch])
-            if before:
-                yield before[0], before[1].result()
-            before = batch, future
-        if before:
-            yield before[0], before[1].result()
 
 
 class _Packer:
@@ -244,21 +223,13 @@ class _Packer:
     def __init__(self, tokenizer: Tokenizer, seq_len: int, marks: Marks):
         self._separator, self._dtype = tokenizer.separator_id, _token_dtype(tokenizer.vocab_size)
         self._seq_len, self._marks = seq_len, marks
-        # Each token of the stream not yet cut: its id, its bytes, whether it is useful, trained on.
-        self._pending: list[np.ndarray] = []
+        self._pending: list[np.ndarray] = []  # of the stream, not yet cut
         self.counts = {"documents": 0, "tokens": 0, "rows": 0, "bytes": 0}
 
-    def add(self, document: Document, ids: np.ndarray, starts: np.ndarray) -> None:
-        """One document and its separator, which stands for no bytes and is never useful."""
-        tokens = np.zeros((4, len(ids) + 1), np.int32)
-        tokens[0, :-1], tokens[0, -1] = ids, self._separator
-        tokens[1, :-1] = token_bytes(document.text, starts)
-        for start, stop in document.useful or ():
-            tokens[2, :-1] |= (starts >= start) & (starts < stop)
-        tokens[3] = dialogs.trained_tokens(document.trained or (), starts, len(document.text))
-        self._pending.append(tokens)
+    def add(self, document: np.ndarray) -> None:
+        self._pending.append(document)
         self.counts["documents"] += 1
-        self.counts["tokens"] += tokens.shape[1]
+        self.counts["tokens"] += document.shape[1]
 
     def rows(self, last: bool = False) -> list[Row]:
         """The rows that are full, and with `last` the padded one that ends the split."""
@@ -279,25 +250,11 @@ class _Packer:
         length = part.shape[1] - 1
         part = np.pad(part, ((0, 0), (0, self._seq_len - length)))
         part[0, length + 1 :] = self._separator
-        tokens = part[0].astype(self._dtype)
+        ids = part[0].astype(self._dtype)
         marked = dict(zip(("useful", "trained"), part[2:, 1:].astype(bool), strict=True))
         counted = part[1, 1:] * marked["trained"] if "trained" in self._marks else part[1, 1:]
-        row = {"tokens": tokens, "length": np.int32(length), "bytes": counted.sum()}
+        row = {"tokens": ids, "length": np.int32(length), "bytes": counted.sum()}
         return row | {mark: marked[mark] for mark in self._marks}
-
-
-def token_bytes(text: str, starts: np.ndarray) -> np.ndarray:
-    """UTF-8 bytes of each token's text, from the characters where tokens start.
-
-    What lies before the first token counts to it, so that the sum is that of the whole text.
-    """
-    edges = np.append(starts, len(text)).astype(np.int64)
-    edges[:1] = 0
-    if not text.isascii():
-        points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        sizes = 1 + (points > 0x7F) + (points > 0x7FF) + (points > 0xFFFF)
-        edges = np.append(0, np.cumsum(sizes))[edges]
-    return np.diff(edges)
 
 
 # What the rows are bound to
@@ -338,7 +295,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _clear(folder: Path) -> None:
     """Removes what an earlier build left, the manifest first."""
     (folder / "manifest.json").unlink(missing_ok=True)
-    shutil.rmtree(folder / PackedRows.name, ignore_errors=True)
+    for name in (PackedRows.name, "scratch"):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _said(manifest: dict[str, Any]) -> str:

@@ -80,31 +80,28 @@ def train_batches(
     seed: int,
     start_step: int,
     num_steps: int,
-    host: int = 0,
-    n_hosts: int = 1,
+    parts: Sequence[int] = (0,),
+    n_parts: int = 1,
     scores: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields this host's part of the batches of the steps start_step, ..., num_steps - 1.
+    """Yields a host's rows of the batches of the steps start_step, ..., num_steps - 1.
 
     weights: shares of tokens by domain, in any unit (kept to better than 1 %: Grain counts in
         hundredths of the smallest); a domain of weight 0 is left out. Within a domain every row
         comes once an epoch, and each epoch is shuffled anew.
-    batch_size: rows of the global batch, over all hosts; host h has its h-th contiguous part.
+    batch_size: rows of the global batch, over all hosts.
+    parts: cut into n_parts equal parts of neighbouring rows, a batch gives the host these of them.
     scores: fields of cached scores by domain, such as scores[domain]["ref_loss"] [n_rows, S].
 
     A batch: tokens int32 [b, S+1], valid bool [b, S]; useful bool [b, S] if every domain knows
     it; each field of `scores` float32 [b, S].
 
     Raises:
-        InputError: domains, sizes or hosts that do not fit together, said at once.
+        InputError: domains, sizes or parts that do not fit together, said at once.
     """
     weights = {domain: weight for domain, weight in weights.items() if weight}
     _require_mixture(rows, weights, scores)
-    if batch_size < 1 or batch_size % n_hosts or not 0 <= host < n_hosts:
-        raise InputError(
-            f"A batch of {batch_size} rows cannot be shared by {n_hosts} hosts (this is host "
-            f"{host}): make batch_size a multiple of the number of hosts."
-        )
+    _require_parts(batch_size, parts, n_parts)
     if not 0 <= start_step <= num_steps:
         raise InputError(f"start_step {start_step} must lie between 0 and {num_steps} steps.")
     fields = [frozenset(rows[domain][0]) for domain in weights]
@@ -113,12 +110,12 @@ def train_batches(
         domain: _Examples(rows[domain], useful, (scores or {}).get(domain, {}))
         for domain in weights
     }
-    # Row n of the endless mixture belongs to step n // batch_size; a host's share of a step is
-    # one local batch, so its batches are every n_hosts-th of the local batches.
+    # Row n of the endless mixture belongs to step n // batch_size, part p of a step is one batch.
     # The mixture is cut to what is needed: Grain cannot count the batches of an endless one.
     needed = _mixture(examples, weights, seed).slice(slice(num_steps * batch_size))
-    local = needed.batch(batch_size // n_hosts)
-    mine = local.slice(slice(start_step * n_hosts + host, num_steps * n_hosts, n_hosts))
+    part = needed.batch(batch_size // n_parts)
+    steps = grain.MapDataset.source(range(start_step, num_steps))
+    mine = steps.map(lambda step: _joined([part[step * n_parts + p] for p in parts]))
     return iter(mine.to_iter_dataset(_AHEAD))
 
 
@@ -180,24 +177,44 @@ def ordered_batches(
 
 
 def batches_of(
-    rows: Rows, row_ids: np.ndarray, *, batch_size: int
+    rows: Rows,
+    row_ids: np.ndarray,
+    *,
+    batch_size: int,
+    parts: Sequence[int] = (0,),
+    n_parts: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the rows of `row_ids` once each, in that order, as `ordered_batches` does."""
+    """Yields the rows of `row_ids` once each, in that order, as `ordered_batches` does.
+
+    A host with only some `parts` of each batch (see `train_batches`) still gets every `row` number.
+    """
+    _require_parts(batch_size, parts, n_parts)
     starts = range(0, len(row_ids), batch_size)
+    mine = np.arange(batch_size).reshape(n_parts, -1)[list(parts)].reshape(-1)
     batches = grain.MapDataset.source(starts).map(
-        lambda start: _batch_of(rows, row_ids[start : start + batch_size], batch_size)
+        lambda start: _batch_of(rows, row_ids[start : start + batch_size], batch_size, mine)
     )
     return iter(batches.to_iter_dataset(_AHEAD))
 
 
-def _batch_of(rows: Rows, row_ids: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    read = rows.__getitems__(row_ids.tolist())
-    filler = {name: np.zeros_like(value) for name, value in read[0].items()}
-    read += [filler] * (size - len(read))
-    batch = {name: np.stack([row[name] for row in read]) for name in read[0]}
+def _batch_of(
+    rows: Rows, row_ids: np.ndarray, size: int, mine: np.ndarray
+) -> dict[str, np.ndarray]:
+    numbers = np.pad(row_ids, (0, size - len(row_ids)), constant_values=-1)
+    wanted = numbers[mine]
+    read = rows.__getitems__(wanted[wanted >= 0].tolist())
+    filler = {name: np.zeros_like(value) for name, value in (read or [rows[0]])[0].items()}
+    read += [filler] * (len(mine) - len(read))
+    batch = {name: np.stack([row[name] for row in read]) for name in filler}
     batch["valid"] = _valid(batch.pop("length")[:, None], rows.seq_len, batch.pop("trained", None))
-    batch["row"] = np.pad(row_ids, (0, size - len(row_ids)), constant_values=-1)
+    batch["row"] = numbers
     return batch
+
+
+def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 class _Numbers:
@@ -240,6 +257,14 @@ def _valid(length: Any, seq_len: int, trained: np.ndarray | None) -> np.ndarray:
 def _domain_seed(seed: int, domain: str) -> int:
     """Grain adds the epoch to its seed, so near seeds would share epochs: hash them apart."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:4])
+
+
+def _require_parts(batch_size: int, parts: Sequence[int], n_parts: int) -> None:
+    if batch_size < 1 or batch_size % n_parts or not set(parts) <= set(range(n_parts)):
+        raise InputError(
+            f"A batch of {batch_size} rows cannot be cut into {n_parts} parts of which a host has "
+            f"{list(parts)}: make batch_size a multiple of the number of parts."
+        )
 
 
 def _require_mixture(

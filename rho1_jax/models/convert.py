@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, normalizers
 
 from rho1_jax import jsonfile
@@ -92,6 +91,9 @@ def _fast(path: Path) -> tokenizers.Tokenizer:
 
     transformers' own reading of tokenizer.model drops a space at the beginning of a text.
     """
+    # Here: generated for a newer protobuf than Apache Beam allows (data/on_beam.py).
+    from sentencepiece import sentencepiece_model_pb2
+
     proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     proto.ParseFromString(path.read_bytes())
     spec, normalizer = proto.trainer_spec, proto.normalizer_spec

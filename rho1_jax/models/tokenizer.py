@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import sentencepiece
 import tokenizers
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from rho1_jax.errors import InputError
@@ -151,7 +150,10 @@ class Tokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json or tokenizer.model into `folder`, where `load` finds it."""
-        (Path(folder) / self._backend.filename).write_bytes(self._backend.serialized())
+        path = Path(folder) / self._backend.filename
+        draft = path.with_name(f".{path.name}")  # whole or not there, also for who is killed here
+        draft.write_bytes(self._backend.serialized())
+        draft.replace(path)
 
 
 def load(source: str | Path) -> Tokenizer:
@@ -320,6 +322,9 @@ _PRE_TOKENIZERS = {"gpt-2": _words, "smollm": _digits_apart, "llama-bpe": _llama
 
 def _sentencepiece_from_gguf(path: Path, get: Callable[..., Any]) -> _Backend:
     """The SentencePiece model that these pieces came from: BPE by score, text left as it is."""
+    # Here: generated for a newer protobuf than Apache Beam allows (data/on_beam.py).
+    from sentencepiece import sentencepiece_model_pb2
+
     proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     kinds = get("tokenizer.ggml.token_type")
     pieces = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.scores"), kinds

@@ -38,7 +38,7 @@ def stored_shapes(config: LlamaConfig) -> Iterator[tuple[str, int | None, tuple[
 
 def on_first_device(tree: Any) -> Any:
     """The Place of whoever has no mesh."""
-    here = SingleDeviceSharding(jax.devices()[0])
+    here = SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda _: here, tree)
 
 

@@ -4,6 +4,11 @@ import contextlib
 import signal
 from collections.abc import Iterator
 
+import jax
+from jax.sharding import Mesh
+
+from rho1_jax.training import hosts
+
 
 class Interrupted(BaseException):
     """Somebody asked the run to stop; what was finished is on disk.
@@ -18,11 +23,13 @@ class Interrupted(BaseException):
 
 
 class StopSignal:
-    """Set by the first SIGTERM or SIGINT; a second one raises at once."""
+    """Set by the first SIGTERM or SIGINT of this host; a second one raises at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, mesh: Mesh) -> None:
         self.signum: int | None = None
         self.deferred = False
+        self._mesh = mesh
+        self._asked: jax.Array | None = None
 
     def handle(self, signum: int, _frame) -> None:
         again, self.signum = self.signum is not None, signum
@@ -31,12 +38,29 @@ class StopSignal:
 
     @contextlib.contextmanager
     def defer(self) -> Iterator[None]:
-        """Inside, the first signal only sets `signum`: the loop looks at it between steps."""
-        self.deferred = True
+        """Inside, the first signal only sets `signum`: the loop asks `now` between steps."""
+        self.deferred, self._asked = True, None
         try:
             yield
         finally:
             self.deferred = False
+
+    def now(self) -> int | None:
+        """The signal that ends the loop here, on all hosts after the same step; else None.
+
+        One host answers for itself. Several compare: each call sends this host's signal and reads
+        what the call before sent, which is there by now, so that no device waits.
+        """
+        if jax.process_count() == 1:
+            return self.signum
+        before, self._asked = self._asked, hosts.greatest(self.signum or 0, self._mesh)
+        return (int(before) or None) if before is not None else None
+
+    def after_stage(self) -> int | None:
+        """The signal that any host has received, all hosts having come to the same point."""
+        if jax.process_count() == 1:
+            return self.signum
+        return int(hosts.greatest(self.signum or 0, self._mesh)) or None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator["StopSignal"]:

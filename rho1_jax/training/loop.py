@@ -28,16 +28,16 @@ def fit(
     """Train from `state.step` to `steps`; `batches` starts with the batch of state.step.
 
     `step_fn` may donate its state. Metrics are read one step late, so that an accelerator always
-    has the next step queued. Raises Interrupted, with everything saved, when `stop` is set.
+    has the next step queued. Raises Interrupted, with everything saved, when `stop` says so.
     """
     done = int(state.step)
     if done == 0:
         log.heldout(0, evaluate(state.params))
         log.restart_clock()
-    pending, saved = None, done
+    pending, saved, signum = None, done, None
     with stop.defer():
         for batch in batches:
-            if done == steps or stop.signum is not None:
+            if done == steps or (signum := stop.now()) is not None:
                 break
             state, metrics = step_fn(state, batch)
             done += 1
@@ -56,8 +56,8 @@ def fit(
             log.restart_clock()
         if pending is not None:
             log.step(*pending, always=True)
-        if stop.signum is not None and done < steps:
+        if signum is not None:
             if saved != done:  # a second save of a step would pull the first from under its writer
                 checkpoints.save(done, state, binding)
-            raise Interrupted(stop.signum, f"saved at step {done} of {steps}")
+            raise Interrupted(signum, f"saved at step {done} of {steps}")
     return state

@@ -30,7 +30,7 @@ def score_step(
 def score_rows(
     score_fn: Callable[[Batch], Mapping[str, jax.Array]],
     batches: Iterable[dict[str, np.ndarray]],
-    writer: ScoreWriter,
+    writer: ScoreWriter | None,
     *,
     put: Callable[[dict[str, np.ndarray]], Batch],
     n_rows: int,
@@ -40,27 +40,31 @@ def score_rows(
     """Score `batches` (with their "row" numbers) into `writer`, the device a batch ahead of the
     disk.
 
-    Raises Interrupted, with everything scored so far on disk, when `stop` is set.
+    score_fn: this host's part of a batch to the scores of all of it; of several hosts one has the
+    writer. Raises Interrupted, with everything scored so far on disk, when `stop` says so.
     """
-    pending = None
+    pending, signum = None, None
     with stop.defer(), tqdm(total=n_rows, desc=label, unit="row", mininterval=1.0) as bar:
         for i, batch in enumerate(batches):
             scored = score_fn(put(batch))
             if pending is not None:
                 bar.update(_write(writer, *pending))
             pending = (batch["row"], scored)
-            if i % FLUSH_EVERY == FLUSH_EVERY - 1:
+            if writer and i % FLUSH_EVERY == FLUSH_EVERY - 1:
                 writer.flush()
-            if stop.signum is not None:
+            if (signum := stop.now()) is not None:
                 break
         if pending is not None:
             bar.update(_write(writer, *pending))
-        writer.flush()
-    if stop.signum is not None:
-        raise Interrupted(stop.signum, f"{label}: saved what was scored")
+        if writer:
+            writer.flush()
+    if signum is not None:
+        raise Interrupted(signum, f"{label}: saved what was scored")
 
 
-def _write(writer: ScoreWriter, rows: np.ndarray, scored: Mapping[str, jax.Array]) -> int:
+def _write(writer: ScoreWriter | None, rows: np.ndarray, scored: Mapping[str, jax.Array]) -> int:
     real = rows >= 0  # the last batch is filled up with row -1
-    writer.write(rows[real], {name: np.asarray(x)[real] for name, x in scored.items()})
+    values = {name: np.asarray(x)[real] for name, x in scored.items()}
+    if writer:
+        writer.write(rows[real], values)
     return int(real.sum())

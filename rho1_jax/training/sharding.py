@@ -6,7 +6,7 @@ The compiler places everything else (Auto axes): give it sharded parameters and 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,9 +35,11 @@ OPTIONAL_RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave."""
-    n = jax.device_count()
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all or some devices; one axis may be -1 and takes what the others leave."""
+    n = jax.device_count() if devices is None else len(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     if given < 1 or list(sizes.values()).count(-1) > 1:
@@ -49,7 +51,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
             f"The mesh {asked} does not fit the {n} devices there are: make the product {n} "
             "(one axis may be -1 and takes the rest)."
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def n_batch_shards(mesh: Mesh) -> int:
@@ -110,11 +112,49 @@ def placed(abstract: Any, shardings: Any) -> Any:
     )
 
 
-def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> Batch:
-    """This host's rows, put onto its devices as its part of the global batch."""
+def host_parts(mesh: Mesh, host: int) -> tuple[tuple[int, ...], int]:
+    """Which of how many equal parts of a batch's rows the devices of `host` hold.
+
+    InputError if two hosts hold some of each other's rows, but not all.
+    """
+    holders = np.array([device.process_index for device in mesh.devices.flat])
+    return parts_of(holders.reshape(n_batch_shards(mesh), -1), host)
+
+
+def parts_of(holders: np.ndarray, host: int) -> tuple[tuple[int, ...], int]:
+    """`host_parts` from the hosts that hold each shard of the batch, int [shards, devices].
+
+    As few and large parts as possible: {4, 5, 6, 7} of 8 is part 1 of 2. Hosts that share a tensor
+    axis hold the same.
+    """
+    n = len(holders)
+    shards = {
+        h: frozenset(np.flatnonzero((holders == h).any(1)).tolist()) for h in set(holders.flat)
+    }
+    distinct = set(shards.values())
+    if sum(map(len, distinct)) > n or len(set(map(len, distinct))) > 1:
+        raise InputError(
+            f"mesh.tensor={holders.shape[1]} cuts across the hosts unevenly: make it divide the "
+            "number of devices of a host, or be a multiple of it."
+        )
+    mine = shards[host]
+    for size in range(len(mine), 0, -1):
+        parts = tuple(sorted({shard // size for shard in mine}))
+        if n % size == 0 and len(parts) * size == len(mine):
+            break
+    return parts, n // size
+
+
+def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool = False) -> Batch:
+    """This host's rows (`host_parts`), put onto its devices as its part of the global batch.
+
+    whole: `batch` has the rows of all hosts, and of them each takes its own.
+    """
     sharding = NamedSharding(mesh, P(BATCH_AXES))
     arrays = {
-        name: jax.make_array_from_process_local_data(sharding, batch[name])
+        name: jax.make_array_from_process_local_data(
+            sharding, batch[name], batch[name].shape if whole else None
+        )
         for name in Batch._fields
         if name in batch
     }

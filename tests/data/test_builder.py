@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from stand_in import Words
 
-from rho1_jax.data import builder, corpora, loader
-from rho1_jax.data.builder import token_bytes
+from rho1_jax.data import builder, corpora, loader, tokens
 from rho1_jax.data.corpora import Source
+from rho1_jax.data.tokens import token_bytes
 from rho1_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +94,7 @@ def test_every_token_is_a_target_once(tmp_path, seq_len, capsys):
 def test_batches_do_not_change_the_rows(tmp_path, monkeypatch):
     write_corpus(tmp_path)
     prepare(tmp_path, out="at once")
-    monkeypatch.setattr(builder, "_BATCH", 50)
+    monkeypatch.setattr(tokens, "BATCH", 50)
     monkeypatch.setattr(builder, "_SHARD", 10 * SEQ_LEN)
     prepare(tmp_path, out="in parts")
     for split in ("train", "val"):
@@ -176,7 +176,7 @@ def test_the_hash_of_an_unchanged_file_is_taken_as_known(tmp_path, monkeypatch):
 KILLED = """
 import sys, time
 from stand_in import Words
-from rho1_jax.data import builder
+from rho1_jax.data import builder, tokens
 from rho1_jax.data.corpora import Source
 
 class Slow(Words):
@@ -188,7 +188,7 @@ class Slow(Words):
             time.sleep(600)
         return super().encode(texts)
 
-builder._BATCH = 500
+tokens.BATCH = 500
 builder._SHARD = 5 * 16
 builder.prepare("web", Source("files:a.jsonl", split_field="split"), root=sys.argv[1],
                 tokenizer=Slow(), seq_len=16, out=sys.argv[1] + "/out")

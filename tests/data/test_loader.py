@@ -84,16 +84,29 @@ def test_hosts_take_contiguous_parts_of_the_same_batch():
     weights = {"web": 2.0, "books": 1.0}
     whole = run(rows, weights)
     for n_hosts in (2, 3, 6):
-        parts = [run(rows, weights, host=h, n_hosts=n_hosts) for h in range(n_hosts)]
+        parts = [run(rows, weights, parts=(h,), n_parts=n_hosts) for h in range(n_hosts)]
         for step, batch in enumerate(whole):
             together = np.concatenate([part[step]["tokens"] for part in parts])
             np.testing.assert_array_equal(together, batch["tokens"])
 
 
+def test_a_host_may_have_parts_that_are_no_neighbours():
+    rows = {"web": make_rows(13)}
+    whole, mine = run(rows), run(rows, parts=(0, 2), n_parts=3)
+    for batch, part in zip(whole, mine, strict=True):
+        np.testing.assert_array_equal(part["tokens"], batch["tokens"][[0, 1, 4, 5]])
+    wanted = np.array([9, 0, 4, 10, 3, 1, 7])
+    batches = list(loader.batches_of(make_rows(11), wanted, batch_size=6, parts=(0, 2), n_parts=3))
+    assert [b["tokens"][:, 0].tolist() for b in batches] == [[9, 0, 3, 1], [7, 0, 0, 0]]
+    assert [b["row"].tolist() for b in batches] == [[9, 0, 4, 10, 3, 1], [7] + [-1] * 5]
+    (none_real,) = loader.batches_of(make_rows(11), wanted[:2], batch_size=6, parts=(1,), n_parts=3)
+    assert not none_real["valid"].any()
+
+
 @pytest.mark.parametrize("start", [1, 5, 7, 8])
 def test_a_resumed_run_sees_the_batches_of_the_straight_run(start):
     rows = {"web": make_rows(13), "books": make_rows(7, first=100)}
-    for hosts in ({}, {"host": 1, "n_hosts": 2}):
+    for hosts in ({}, {"parts": (1,), "n_parts": 2}):
         straight = run(rows, **hosts)
         np.testing.assert_equal(run(rows, start_step=start, **hosts), straight[start:])
     assert len(run(rows, num_steps=20)) == 20
@@ -163,8 +176,8 @@ def scores_of(n, field="ref_loss"):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"batch_size": 7, "n_hosts": 2}, "A batch of 7 rows cannot be shared by 2 hosts"),
-        ({"host": 2, "n_hosts": 2}, "this is host 2"),
+        ({"batch_size": 7, "n_parts": 2}, "A batch of 7 rows cannot be cut into 2 parts"),
+        ({"parts": (2,), "n_parts": 2}, r"a host has \[2\]"),
         ({"batch_size": 0}, "A batch of 0 rows"),
         ({"start_step": 9}, "start_step 9 must lie between 0 and 8"),
         ({"weights": {}}, "must be positive, and for the domains"),

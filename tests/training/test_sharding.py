@@ -123,3 +123,25 @@ def test_batch_that_does_not_divide_is_an_error(mesh):
     sharding.require_divisible(8, 2, mesh, "train")
     with pytest.raises(InputError, match="train.batch_size=6 .* multiple of 8"):
         sharding.require_divisible(6, 2, mesh, "train")
+
+
+@pytest.mark.parametrize(
+    ("hosts", "tensor", "parts"),
+    [
+        ([0, 0], 1, [((0,), 1)]),
+        ([0, 0, 1, 1], 1, [((0,), 2), ((1,), 2)]),
+        # As a slice's hosts lie in a mesh over its torus.
+        ([0, 0, 1, 1, 0, 0, 1, 1], 1, [((0, 2), 4), ((1, 3), 4)]),
+        ([0, 1, 2, 3], 2, [((0,), 2), ((0,), 2), ((1,), 2), ((1,), 2)]),  # tensor over two hosts
+        ([0, 1, 1, 0], 1, [((0, 3), 4), ((1, 2), 4)]),
+    ],
+)
+def test_hosts_read_all_rows_once_or_share_them(hosts, tensor, parts):
+    holders = np.array(hosts).reshape(-1, tensor)
+    assert [sharding.parts_of(holders, host) for host in range(len(parts))] == parts
+
+
+def test_a_tensor_axis_that_cuts_unevenly_is_an_error():
+    holders = np.repeat([0, 1, 2], 4).reshape(4, 3)
+    with pytest.raises(InputError, match="mesh.tensor=3 cuts across the hosts unevenly"):
+        sharding.parts_of(holders, 0)
