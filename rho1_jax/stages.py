@@ -23,8 +23,9 @@ from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.job import Job, say
 from rho1_jax.job import train as train_job
 from rho1_jax.models import tokenizer
-from rho1_jax.run import Model, Run, apply_fn
+from rho1_jax.run import Model, Run
 from rho1_jax.training import checkpoint, scoring
+from rho1_jax.training.program import apply_fn
 
 SAMPLE_ROWS = 64  # held-out rows, at most, whose tokens are shown and scores are judged on
 PASSAGES = 4  # of them, shown in full

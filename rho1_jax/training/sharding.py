@@ -6,7 +6,7 @@ The compiler places everything else (Auto axes): give it sharded parameters and 
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -35,9 +35,11 @@ OPTIONAL_RULES: tuple[tuple[str, P], ...] = (
 )
 
 
-def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
-    """A mesh over all devices; one axis may be -1 and takes what the others leave."""
-    n = jax.device_count()
+def make_mesh(
+    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """A mesh over all or some devices; one axis may be -1 and takes what the others leave."""
+    n = jax.device_count() if devices is None else len(devices)
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     if given < 1 or list(sizes.values()).count(-1) > 1:
@@ -49,7 +51,7 @@ def make_mesh(data: int, fsdp: int, tensor: int) -> Mesh:
             f"The mesh {asked} does not fit the {n} devices there are: make the product {n} "
             "(one axis may be -1 and takes the rest)."
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 3, devices=devices)
 
 
 def n_batch_shards(mesh: Mesh) -> int:
