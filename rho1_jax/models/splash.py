@@ -61,18 +61,27 @@ def _split(batch_axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def _on_device(q, k, v, *, window, interpret):
     seq_len, n_heads, head_dim = q.shape[1:]
     shape = seq_len, seq_len
-    if window is None or window >= seq_len:
-        mask = masks.CausalMask(shape)
-    else:
+    mask: masks.Mask = masks.CausalMask(shape)
+    if window is not None and window < seq_len:
         mask = masks.LocalMask(shape, window_size=(window - 1, 0), offset=0)
-    block = next(b for b in _BLOCKS if seq_len % b == 0)
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     kernel = kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * n_heads),
-        block_sizes=kernels.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=_tiles(next(b for b in _BLOCKS if seq_len % b == 0)),
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
     )
     q, k, v = (x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v))  # head-major
     return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+
+
+def _tiles(block: int) -> kernels.BlockSizes:
+    """Square tiles everywhere: forward, and the two kernels of the backward pass."""
+    return kernels.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_q_dq=block,
+        block_kv_dq=block,
+    )

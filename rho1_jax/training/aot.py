@@ -18,7 +18,8 @@ import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -77,6 +78,7 @@ class Plan(NamedTuple):
     kernel_flops: float  # of them inside kernels
     useful_flops: float  # of three forward passes, and one of a live reference
     program: cost.Program
+    compile_seconds: float
 
     @property
     def seconds(self) -> float:
@@ -134,10 +136,10 @@ def devices(topology: str) -> list[jax.Device]:
     return list(described.devices)
 
 
-def compile_step(config: ConfigDict, topology: str) -> Plan:
+def compile_step(config: ConfigDict, topology: str, xla: Mapping[str, str] | None = None) -> Plan:
     """The training step of `config` (its `train` section) compiled for a slice.
 
-    DoesNotFit, an InputError, if a chip has too little memory.
+    xla: options of the compiler. DoesNotFit, an InputError, if a chip has too little memory.
     """
     config_lib.validate(config)
     c, t, chip = config, config.train, CHIPS[topology.partition("-")[0]]
@@ -169,10 +171,12 @@ def compile_step(config: ConfigDict, topology: str) -> Plan:
             jax.eval_shape(lambda: key),
         )
         lowered = traced.lower()
+    started = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=dict(xla or {}))
     except jax.errors.JaxRuntimeError as error:
         raise _explained(error, topology, t.batch_size) from error
+    compile_seconds = time.perf_counter() - started
     memory, tokens = compiled.memory_analysis(), t.batch_size * c.data.seq_len
     flops = cost.flops(traced.jaxpr)
     return Plan(
@@ -188,10 +192,11 @@ def compile_step(config: ConfigDict, topology: str) -> Plan:
         useful_flops=tokens
         * program.flops_per_token(shape, ref_shape if live else None, c.data.seq_len),
         program=cost.read(compiled.as_text()),
+        compile_seconds=compile_seconds,
     )
 
 
-def largest_batch(config: ConfigDict, topology: str) -> Plan:
+def largest_batch(config: ConfigDict, topology: str, xla: Mapping[str, str] | None = None) -> Plan:
     """The Plan of the largest train.batch_size that fits, rows in multiples of what the mesh asks.
 
     Bisection, a compilation each; DoesNotFit if not even the least fits.
@@ -204,7 +209,7 @@ def largest_batch(config: ConfigDict, topology: str) -> Plan:
     while fits + 1 < fails:
         config.train.batch_size = rows * least
         try:
-            best, fits = compile_step(config, topology), rows
+            best, fits = compile_step(config, topology, xla), rows
             print(f"batch_size={rows * least} fits", flush=True)
         except DoesNotFit as error:
             if rows == 1:
@@ -286,7 +291,8 @@ def main(argv: Sequence[str]) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         find = largest_batch if FLAGS.find_batch else compile_step
-        print(report(find(FLAGS.config, FLAGS.topology)))
+        xla = dict(option.split("=", 1) for option in FLAGS.xla)
+        print(report(find(FLAGS.config, FLAGS.topology, xla)))
     except InputError as error:
         sys.exit(str(error))
 
@@ -297,5 +303,6 @@ if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "a file in configs/")
     flags.DEFINE_string("topology", None, "for instance v5p-64")
     flags.DEFINE_bool("find_batch", False, "look for the largest batch that fits")
+    flags.DEFINE_list("xla", [], "options of the compiler, name=value")
     flags.mark_flags_as_required(["config", "topology"])
     app.run(main)

@@ -6,7 +6,6 @@ multiplied by the trips of the loops around it.
 
 import math
 import re
-from collections import Counter
 from typing import NamedTuple
 
 import jax.extend as jex
@@ -109,11 +108,11 @@ def read(hlo: str) -> Program:
                 ]
             elif op == "fusion":  # its estimate stands on its own line; a collective may be inside
                 todo += [(c, times, False) for c in called["calls"]]
-    runs, sent = Counter[str](), Counter[str]()
+    traffic: dict[str, Traffic] = {}
     for (kind, _), (times, size) in seen.items():
-        runs[kind] += times
-        sent[kind] += times * size
-    return Program(cycles, {kind: Traffic(runs[kind], sent[kind]) for kind in runs}, endless)
+        before = traffic.get(kind, Traffic(0.0, 0.0))
+        traffic[kind] = Traffic(before.runs + times, before.bytes + times * size)
+    return Program(cycles, traffic, endless)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:
