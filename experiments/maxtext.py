@@ -26,8 +26,7 @@ from rho1_jax.training import aot, cost
 def arguments(case: Case) -> list[str]:
     """MaxText's settings for a case."""
     s = presets.get(case.preset)
-    options = plans.NO_RINGS if not case.rings else {}
-    settings = {
+    settings: dict[str, object] = {
         "run_name": "compared",
         "compile_topology": case.topology,
         "compile_topology_num_slices": 1,
@@ -53,8 +52,10 @@ def arguments(case: Case) -> list[str]:
         "enable_checkpointing": False,
         "dataset_type": "synthetic",
         "opt_type": "adamw",
-        "compile_xla_flags": " ".join(f"--{name}={value}" for name, value in options.items()),
     }
+    if not case.rings:
+        flat = (f"--{name}={value}" for name, value in plans.NO_RINGS.items())
+        settings["compile_xla_flags"] = " ".join(flat)
     return ["train_compile", *(f"{name}={value}" for name, value in settings.items())]
 
 

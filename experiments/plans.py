@@ -59,12 +59,12 @@ class Case:
 def cases() -> list[Case]:
     """The plans, the comparison, and one model on slices of growing size."""
     plans = [
-        ("smollm2-135m", "v5e-1", 1, 1, 8, 2048),
+        ("tiny", "v5e-4", 4, 1, 8, 256),
         ("tinyllama-1.1b", "v5e-16", 16, 1, 4, 2048),
         ("mistral-7b", "v5p-64", 32, 1, 2, 4096),
         ("llama-3-70b", "v5p-256", 128, 1, 1, 8192),
-        ("mistral-large-123b", "v5p-2048", 256, 4, 1, 4096),
-        ("llama-3-405b", "v5p-4096", 512, 4, 1, 8192),
+        ("mistral-large-123b", "v5p-2048", 128, 8, 2, 4096),
+        ("llama-3-405b", "v5p-4096", 256, 8, 1, 8192),
     ]
     out = [Case(*plan, method) for plan in plans for method in METHODS]
     out += [Case(*plan, method, False) for plan in plans[1:3] for method in METHODS]
@@ -180,6 +180,12 @@ def comparison(rows: list[dict[str, str]]) -> str:
     return "\n".join(lines)
 
 
+def tables(rows: list[dict[str, str]]) -> tuple[str, str]:
+    """The plans, and the comparison."""
+    ours = [r for r in rows if r["rings"] == "True"]
+    return table(ours), comparison([r for r in rows if r["topology"] in COMPARED])
+
+
 def figure(rows: list[dict[str, str]], path: Path) -> None:
     """Weak scaling: a step's time and traffic per chip over chips, the batch per chip fixed."""
     import matplotlib.pyplot as plt
@@ -214,10 +220,10 @@ def main(_) -> None:
             write(Path(FLAGS.out), facts)
             print(facts, flush=True)
     rows = read(Path(FLAGS.out))
-    scaled = [r for r in rows if r["name"] in {case.name for case in scaling()}]
-    print(table([r for r in rows if r["rings"] == "True"]))
-    print(comparison([r for r in rows if r["topology"] in COMPARED]))
-    figure(scaled, Path(FLAGS.out).with_name("weak_scaling.png"))
+    print(*tables(rows), sep="\n\n")
+    names = {case.name for case in scaling()}
+    if scaled := [r for r in rows if r["name"] in names]:
+        figure(scaled, Path(FLAGS.out).with_name("weak_scaling.png"))
 
 
 FLAGS = flags.FLAGS

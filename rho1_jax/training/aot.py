@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from absl import app, flags
 from jax.experimental import topologies
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict, config_flags
 
@@ -35,9 +35,17 @@ from rho1_jax.errors import InputError, require_known
 from rho1_jax.models import llama, presets
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.slm import step
+from rho1_jax.slm.selection import Selection
 from rho1_jax.training import cost, program, sharding
 
 GIB = 2**30
+# libtpu would ask the cloud who it is, and lets only one process in, as on a host with TPUs.
+NO_TPU = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 
 class Chip(NamedTuple):
@@ -96,8 +104,8 @@ class Plan(NamedTuple):
         return self.useful_flops / self.n_chips / self.chip.peak / self.seconds
 
 
-def devices(topology: str) -> list[jax.Device]:
-    """The described devices of a slice such as "v5p-64"; they compile, but run nothing."""
+def sides(topology: str) -> list[int]:
+    """Chips along each side of a slice such as "v5p-64": as even a torus as its size allows."""
     kind, _, size = topology.partition("-")
     require_known("--topology: chip", kind, CHIPS)
     chip = CHIPS[kind]
@@ -107,27 +115,27 @@ def devices(topology: str) -> list[jax.Device]:
             f"--topology={topology}: {kind} slices here are {kind}-{chip.cores}, then powers of "
             f"two from {kind}-{4 * chip.cores} to {kind}-{chip.most * chip.cores}."
         )
-    # As even a torus as there is, the long sides last; a host has 2 x 2 chips of it.
-    bits = n.bit_length() - 1
-    sides = sorted(2 ** ((bits + i) // chip.axes) for i in range(chip.axes))
     if n == 4:
-        sides = [2, 2, 1][: chip.axes]
-    host = [min(side, most) for side, most in zip([*sides, 1], (2, 2, 1), strict=False)]
-    # libtpu would ask the cloud who it is.
-    for name, value in {
-        "TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"
-    }.items():  # fmt: skip
+        return [2, 2, 1][: chip.axes]  # one host
+    bits = n.bit_length() - 1
+    return sorted(2 ** ((bits + i) // chip.axes) for i in range(chip.axes))
+
+
+def devices(topology: str) -> list[jax.Device]:
+    """The described devices of a slice; they compile, but run nothing."""
+    kind, torus = topology.partition("-")[0], sides(topology)
+    for name, value in NO_TPU.items():
         os.environ.setdefault(name, value)
     both_cores = {"chip_config_name": "megacore"} if kind == "v4" else {}
     try:
         described = topologies.get_topology_desc(
             platform="tpu",
-            topology_name=f"{kind}:{'x'.join(map(str, sides))}",
-            chips_per_host_bounds=host,
+            topology_name=f"{kind}:{'x'.join(map(str, torus))}",
+            chips_per_host_bounds=[*(min(side, 2) for side in torus[:2]), 1],
             **both_cores,
         )
     except Exception as error:
-        if "libtpu" not in str(error):
+        if "not installed" not in str(error):
             raise
         raise InputError(
             "There is no TPU compiler here: pip install libtpu brings it, in the version that "
@@ -143,7 +151,7 @@ def compile_step(config: ConfigDict, topology: str, xla: Mapping[str, str] | Non
     """
     config_lib.validate(config)
     c, t, chip = config, config.train, CHIPS[topology.partition("-")[0]]
-    mesh = sharding.make_mesh(**c.mesh, devices=devices(topology))
+    mesh = _mesh(c, topology)
     sharding.require_divisible(t.batch_size, t.accumulation, mesh, "train")
     selection = config_lib.selection(c, sharding.n_batch_shards(mesh))
     live = config_lib.needs_reference(c) and not c.score.cached
@@ -202,7 +210,7 @@ def largest_batch(config: ConfigDict, topology: str, xla: Mapping[str, str] | No
     Bisection, a compilation each; DoesNotFit if not even the least fits.
     """
     config = config.copy_and_resolve_references()
-    mesh = sharding.make_mesh(**config.mesh, devices=devices(topology))
+    mesh = _mesh(config, topology)
     least = sharding.n_batch_shards(mesh) * config.train.accumulation
     best, fits, fails = None, 0, math.inf
     rows = max(1, config.train.batch_size // least)
@@ -242,6 +250,17 @@ def report(plan: Plan) -> str:
     return "\n".join(f"{name:20s}{value}" for name, value in rows)
 
 
+def _mesh(c: ConfigDict, topology: str) -> Mesh:
+    """The config's mesh over the slice; InputError where its sizes do not lie along the torus."""
+    try:
+        return sharding.make_mesh(**c.mesh, devices=devices(topology))
+    except NotImplementedError as error:
+        raise InputError(
+            f"mesh.data, mesh.fsdp and mesh.tensor do not lie along the sides of {topology}: make "
+            f"each the product of some of {sides(topology)}."
+        ) from error
+
+
 def _shape(c: ConfigDict, dtype: str) -> LlamaConfig:
     changes = {"vocab_size": c.tokenizer.vocab_size} if c.tokenizer.source == "train" else {}
     return presets.get(
@@ -253,7 +272,7 @@ def _shape(c: ConfigDict, dtype: str) -> LlamaConfig:
     )
 
 
-def _batch(c: ConfigDict, mesh, selection, live: bool) -> step.Batch:
+def _batch(c: ConfigDict, mesh: Mesh, selection: Selection, live: bool) -> step.Batch:
     rows, seq_len = c.train.batch_size, c.data.seq_len
     spread = NamedSharding(mesh, P(sharding.BATCH_AXES))
 

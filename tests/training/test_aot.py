@@ -103,15 +103,31 @@ def test_slices_by_name(name, chips):
     assert len(aot.devices(name)) == chips
 
 
+@pytest.mark.tpu_compiler
+@has_compiler
+def test_a_mesh_lies_along_the_sides_of_the_slice():
+    with pytest.raises(InputError, match=r"sides of v5p-2048: .* some of \[8, 8, 16\]"):
+        aot.compile_step(config("small", 256, fsdp=256, tensor=4), "v5p-2048")
+
+
 @pytest.mark.parametrize("name", ["v5e-12", "v5e-512", "v4-1", "v5p-4", "v5p", "v6e-x"])
 def test_a_slice_that_cannot_be(name):
     with pytest.raises(InputError, match="powers of two"):
-        aot.devices(name)
+        aot.sides(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [("v5e-1", [1, 1]), ("v5e-8", [2, 4]), ("v6e-256", [16, 16]), ("v4-8", [2, 2, 1]),
+     ("v5p-64", [2, 4, 4]), ("v5p-2048", [8, 8, 16])],
+)  # fmt: skip
+def test_a_slice_is_as_even_a_torus_as_it_can_be(name, sides):
+    assert aot.sides(name) == sides
 
 
 def test_an_unknown_chip():
     with pytest.raises(InputError, match="chip 'v5x' is not known: did you mean v5"):
-        aot.devices("v5x-8")
+        aot.sides("v5x-8")
 
 
 @pytest.fixture
