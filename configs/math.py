@@ -85,6 +85,7 @@ def tinyllama(c: ConfigDict) -> None:
     c.name = "math-tinyllama"
     c.model.preset = "tinyllama-1.1b"
     c.model.init = "models/tinyllama-1.1b.gguf"
+    c.mesh.update(data=1, fsdp=-1)
     _paper(c, seq_len=2048, lr=8e-5, reference_lr=5e-5, ratio=0.6)
 
 

@@ -27,7 +27,6 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # PyTorch's idle threads must not spin
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -39,7 +38,7 @@ from rho1_jax.slm import losses, step
 from rho1_jax.slm.backward import SelectedRows
 from rho1_jax.slm.selection import Selection
 from rho1_jax.slm.step import Batch
-from rho1_jax.training import optimizer
+from rho1_jax.training import cost, optimizer
 
 SHAPES = {  # shape, batch, sequence length
     "small": (presets.get("tiny"), 8, 256),
@@ -114,28 +113,6 @@ def variants(
     return out
 
 
-def flops(jaxpr, taken: float = 1.0) -> float:
-    """FLOPs of the matrix products in a jaxpr, loops multiplied out, unused results left out.
-
-    taken: how often a branch on a condition goes the last way (the true one), else the first.
-    """
-    total, used = 0.0, {id(v) for v in jaxpr.outvars}
-    for eqn in reversed(jaxpr.eqns):
-        if not used & {id(v) for v in eqn.outvars}:
-            continue
-        used |= {id(v) for v in eqn.invars}
-        if eqn.primitive.name == "dot_general":
-            (contracted, _), _ = eqn.params["dimension_numbers"]
-            summed = math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-            total += 2.0 * summed * eqn.outvars[0].aval.size
-        inner = [flops(sub, taken) for sub in jex.core.jaxprs_in_params(eqn.params)]
-        if eqn.primitive.name == "cond":
-            total += taken * inner[-1] + (1 - taken) * inner[0]
-        else:
-            total += eqn.params["length"] * inner[0] if eqn.primitive.name == "scan" else sum(inner)
-    return total
-
-
 class Clock:
     """Seconds of CPU and of wall clock that calls took, by name."""
 
@@ -176,7 +153,7 @@ def measure(
         # Blocks decide at run time whether they are among the upper ones.
         top = re.match(r"rows, top (\d+) of (\d+)", name[0])
         taken = int(top[1]) / int(top[2]) if top else 1.0
-        facts[name] = {"flops": flops(traced.jaxpr, taken), "temp_mib": round(temp / 2**20)}
+        facts[name] = {"flops": cost.flops(traced.jaxpr, taken), "temp_mib": round(temp / 2**20)}
         print(name, facts[name], flush=True)
     theirs = torch_steps(shape, tokens, ratios, cached.ref_loss) if torch_too else {}
 

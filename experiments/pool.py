@@ -30,11 +30,12 @@ from rho1_jax import config as config_lib
 from rho1_jax import jsonfile, main
 from rho1_jax.data import loader
 from rho1_jax.models.llama import LlamaConfig
-from rho1_jax.run import Run, apply_fn
+from rho1_jax.run import Run
 from rho1_jax.slm.step import Batch
 from rho1_jax.training import scoring, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.metrics import duration
+from rho1_jax.training.program import apply_fn
 
 SHARED_STAGES = ("prepare", "reference", "score")
 OWN_STAGES = ("train", "evaluate")

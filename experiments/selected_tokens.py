@@ -3,7 +3,7 @@
     python -m experiments.selected_tokens [--scale=tiny] [--seeds=3] --out=runs/selected_tokens
 
 Held-out rows of the corpus, through the checkpoints of an SLM run: the tokens with the highest
-excess loss at each, by type (analysis/taggers.py) and, where the corpus knows it, by source; and
+excess loss at each, by type (data/taggers.py) and, where the corpus knows it, by source; and
 how much of one checkpoint's selection is in another's. tokens.html shows passages.
 """
 
@@ -17,8 +17,8 @@ from experiments import results, study, tokens
 from experiments.study import Study
 from experiments.tokens import Tokens
 from rho1_jax.analysis.bootstrap import interval
-from rho1_jax.analysis.taggers import TAGS
 from rho1_jax.analysis.token_view import passage_html, write_page
+from rho1_jax.data.taggers import TAGS
 
 PASSAGES = 4
 VIEWS = 5  # checkpoints between which a passage's selections are compared, as in Figure 14

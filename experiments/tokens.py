@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import pool
-from rho1_jax.analysis import taggers
-from rho1_jax.data import loader
+from rho1_jax.data import loader, taggers
 from rho1_jax.models import load
 from rho1_jax.models.llama import LlamaConfig
-from rho1_jax.run import Run, apply_fn
+from rho1_jax.run import Run
 from rho1_jax.slm.selection import top_k_mask
 from rho1_jax.training import scoring, sharding
 from rho1_jax.training.interruption import StopSignal
+from rho1_jax.training.program import apply_fn
 
 Batches = list[dict[str, np.ndarray]]
 CHECKPOINTS = 10  # of a run whose tokens are watched, and what it started from

@@ -11,7 +11,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from rho1_jax.analysis import utility
+from rho1_jax.data import taggers
 from rho1_jax.data.corpora import Source
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.slm.selection import Selection
@@ -62,7 +62,7 @@ def default_config() -> ConfigDict:
     c.select.floor = 0.0  # weight of the tokens that are not selected; above 0 none is dropped
     c.select.decay = 1.0  # below 1 the reference is a moving average of the policy, with this decay
     c.select.average_of = "policy"  # where it starts: policy | reference
-    c.select.utility = ""  # the score "utility": relevance | tags:... (analysis/utility.py)
+    c.select.utility = ""  # the score "utility": relevance | tags:... (training/utility.py)
 
     c.train = _training(lr=3e-3, steps=300)
     c.train.epochs = 0.0  # times the corpus's rows, where steps is 0
@@ -163,7 +163,7 @@ def validate(config: ConfigDict) -> None:
             "that the score stage shall compute, relevance or tags:number,latex."
         )
     if config.select.utility:
-        utility.parse(config.select.utility)
+        taggers.parse_utility(config.select.utility)
     if config.select.utility == "relevance" and not config.data.clean:
         raise InputError(
             "select.utility=relevance is likeness to the clean text, but data.clean names none: "

@@ -12,13 +12,10 @@ from ml_collections import ConfigDict
 from rho1_jax import config as config_lib
 from rho1_jax.data import loader
 from rho1_jax.errors import InputError
-from rho1_jax.models import llama
-from rho1_jax.models.llama import LlamaConfig
-from rho1_jax.run import Model, Run, Scores, apply_fn, n_steps, weights
-from rho1_jax.slm import losses, step
-from rho1_jax.slm.backward import SelectedRows
+from rho1_jax.run import Model, Run, Scores, n_steps, weights
+from rho1_jax.slm import step
 from rho1_jax.slm.selection import Selection
-from rho1_jax.training import checkpoint, hosts, optimizer, sharding
+from rho1_jax.training import checkpoint, hosts, program, sharding
 from rho1_jax.training.checkpoint import Checkpoints
 from rho1_jax.training.loop import fit
 from rho1_jax.training.metrics import MetricsLog, measured_peak
@@ -52,8 +49,7 @@ def train(run: Run, job: Job) -> bool:
     binding = {**job.binding, "rows": config_lib.digest(fingerprints)}
     sharding.require_divisible(t.batch_size, t.accumulation, run.mesh, job.name)
 
-    learning_rate = optimizer.schedule(t.lr, t.warmup_steps, steps, t.final_lr_share)
-    tx = optimizer.adamw(learning_rate, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay, clip=t.clip)
+    learning_rate, tx = program.optimizer_of(t, steps)
     with Checkpoints(job.folder, keep=c.checkpoint.keep) as checkpoints:
         if checkpoints.latest is not None:
             checkpoints.require_binding(binding)
@@ -71,17 +67,16 @@ def train(run: Run, job: Job) -> bool:
         del params, average  # the state has them; a second copy of a large model would not fit
         first = int(state.step)
 
-        train_step = functools.partial(
-            step.train_step,
-            apply=_policy_apply(job, shape),
-            ref_apply=apply_fn(ref_shape),
-            tx=tx,
-            selection=dataclasses.replace(job.selection, steps=steps),
-            chunk_tokens=c.loss_chunk_tokens,
-            accumulation=t.accumulation,
-            decay=job.decay,
+        jitted = program.train_step(
+            t,
+            shape,
+            ref_shape,
+            dataclasses.replace(job.selection, steps=steps),
+            tx,
+            shardings,
+            c.loss_chunk_tokens,
+            job.decay,
         )
-        jitted = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, None))
         batches = loader.train_batches(
             rows,
             weights(job.domains),
@@ -92,16 +87,16 @@ def train(run: Run, job: Job) -> bool:
             scores=job.cached,
             **run.parts,
         )
-        flops = 3.0 * llama.flops_per_token(shape, c.data.seq_len)
-        if job.live_reference or job.decay < 1.0:
-            flops += llama.flops_per_token(ref_shape, c.data.seq_len)
+        live = job.live_reference or job.decay < 1.0
         open_log = functools.partial(
             MetricsLog,
             name=job.name,
             first_step=first,
             steps=steps,
             learning_rate=learning_rate,
-            flops_per_token=flops,
+            flops_per_token=program.flops_per_token(
+                shape, ref_shape if live else None, c.data.seq_len
+            ),
             peak_flops=measured_peak(c.model.dtype),
             every=c.log_every,
         )
@@ -120,22 +115,6 @@ def train(run: Run, job: Job) -> bool:
                 stop=run.stop,
             )
     return True
-
-
-def _policy_apply(job: Job, shape: LlamaConfig) -> losses.Apply:
-    """The model, with the backward pass that the job asks for."""
-    t, top = job.settings, job.settings.get("backward_rows_top", 0)
-    if not top:
-        return apply_fn(shape)
-    if top > shape.n_layers:
-        raise InputError(
-            f"{job.name}.backward_rows_top is {top}, but the model has {shape.n_layers} blocks: "
-            "set it to that at most."
-        )
-    rowwise = SelectedRows(
-        job.selection, top, shape.n_layers, t.accumulation > 1, shape.remat != "full"
-    )
-    return functools.partial(llama.apply, config=shape, rowwise=rowwise)
 
 
 def _average_of(reference: Any, params: Any) -> Any:

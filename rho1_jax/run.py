@@ -24,10 +24,11 @@ from rho1_jax.evaluation.heldout import heldout_losses
 from rho1_jax.models import llama, load, presets, tokenizer
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.models.tokenizer import Tokenizer
-from rho1_jax.slm import losses, step
+from rho1_jax.slm import step
 from rho1_jax.training import checkpoint, hosts, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.loop import Evaluate
+from rho1_jax.training.program import apply_fn
 
 MOST_UNROLLED = 8  # layers
 TOKENIZER_SAMPLE = 8_000_000  # characters of each domain that a new tokenizer is trained on
@@ -236,11 +237,6 @@ class Run:
                 left -= len(document.text)
                 if left <= 0:
                     break
-
-
-def apply_fn(shape: LlamaConfig) -> losses.Apply:
-    """The model as the method sees it: a function of parameters and tokens."""
-    return functools.partial(llama.apply, config=shape)
 
 
 @functools.cache  # the models of a run, and of the runs of one process, share one program

@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rho1_jax.analysis import utility
-from rho1_jax.data import loader
+from rho1_jax.data import loader, taggers
 from rho1_jax.evaluation import selected
-from rho1_jax.run import Model, Run, apply_fn
+from rho1_jax.run import Model, Run
 from rho1_jax.slm.step import Batch
-from rho1_jax.training import scoring
+from rho1_jax.training import scoring, utility
+from rho1_jax.training.program import apply_fn
 
 SAMPLE_ROWS = 64  # held-out rows, at most, whose tokens are shown and scores are judged on
 STATES_PER_ROW = 128  # hidden states that relevance is made of
@@ -41,7 +41,7 @@ def loss_fn(run: Run, model: Model, *, entropy: bool) -> ScoreFn:
 
 def utility_fn(run: Run) -> ScoreFn:
     """A batch -> {"utility": [B, S]}: the run's select.utility."""
-    kind, tags = utility.parse(run.config.select.utility)
+    kind, tags = taggers.parse_utility(run.config.select.utility)
     if kind == "tags":
         whole = jax.jit(lambda x: x, out_shardings=run.everywhere)
         return lambda batch: {

@@ -12,6 +12,7 @@ from experiments import benchmark
 from rho1_jax.models import llama
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.slm import step
+from rho1_jax.training import cost
 
 SHAPE = LlamaConfig(
     vocab_size=1024, width=64, n_layers=4, n_heads=2, n_kv_heads=1, head_dim=16, ffn_width=256,
@@ -35,7 +36,7 @@ def traced(name, ratio, *, remat="none", chunk_tokens=N):
 
 
 def flops(name, ratio, taken=1.0, **kwargs):
-    return benchmark.flops(traced(name, ratio, **kwargs).jaxpr, taken)
+    return cost.flops(traced(name, ratio, **kwargs).jaxpr, taken)
 
 
 def temp(name, ratio, **kwargs):

@@ -1,9 +1,11 @@
-"""Causal attention: cuDNN's flash attention where it fits, blocks of einsum everywhere else."""
+"""Causal attention: the flash attention of TPU and CUDA where it fits, else blocks of einsum."""
 
 import jax
 import jax.numpy as jnp
 from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float
+
+from rho1_jax.models import splash
 
 _BLOCK = 128
 
@@ -14,12 +16,15 @@ def causal_attention(
     v: Float[Array, "B S K hd"],
     *,
     window: int | None = None,
+    batch_axes: tuple[str, ...] | None = None,
 ) -> Float[Array, "B S H hd"]:
     """Softmax attention in which position s sees s - window + 1 .. s (None: 0 .. s).
 
     Query heads h*H/K .. (h+1)*H/K - 1 share key-value head h; k and v are never repeated.
-    Scores and softmax are float32 whatever the inputs are.
+    Scores and softmax are float32 whatever the inputs are. batch_axes: mesh axes that B lies on.
     """
+    if splash.fits(q, k, batch_axes):
+        return splash.attention(q, k, v, window=window, batch_axes=batch_axes)
     if not _cudnn_fits(q):
         return _attend_in_blocks(q, k, v, window)
     local = None if window is None else (window - 1, 0)

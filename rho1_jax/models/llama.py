@@ -311,7 +311,8 @@ class Block(nn.Module):
             heads("v", h @ weight("v", (c.width, kv_width))),
         )
         if self.attend is None:
-            h, kept = causal_attention(q, k, v, window=c.window), None
+            h = causal_attention(q, k, v, window=c.window, batch_axes=c.batch_axes)
+            kept = None
         else:
             h, kept = self.attend(q, k, v)
         weights = {

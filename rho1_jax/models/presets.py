@@ -108,6 +108,19 @@ PRESETS = {
         tied_head=False,
         window=4096,
     ),
+    # Mistral Large 2's shape.
+    "mistral-large-123b": LlamaConfig(
+        vocab_size=32_768,
+        width=12_288,
+        n_layers=88,
+        n_heads=96,
+        n_kv_heads=8,
+        head_dim=128,
+        ffn_width=28_672,
+        max_length=131_072,
+        rope_theta=1_000_000.0,
+        tied_head=False,
+    ),
     # Llama 3.1, the herd of arXiv 2407.21783.
     "llama-3-8b": _LLAMA3,
     "llama-3-70b": replace(_LLAMA3, width=8192, n_layers=80, n_heads=64, ffn_width=28_672),

@@ -79,7 +79,7 @@ def diversity(s: Signals) -> Float[Array, "B S"]:
 
 
 def utility(s: Signals) -> Float[Array, "B S"]:
-    """A score that was computed beforehand (`select.utility`; analysis/utility.py)."""
+    """A score that was computed beforehand (`select.utility`; training/utility.py)."""
     return s.utility
 
 

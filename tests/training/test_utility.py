@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rho1_jax.analysis import utility
+from rho1_jax.data import taggers
 from rho1_jax.errors import InputError
+from rho1_jax.training import utility
 
 
 def test_relevance_is_high_where_the_states_are_those_of_the_clean_text():
@@ -30,7 +31,7 @@ def test_relevance_is_high_where_the_states_are_those_of_the_clean_text():
 
 
 def test_parse():
-    assert utility.parse("relevance") == ("relevance", ())
-    assert utility.parse("tags:number,latex") == ("tags", ("number", "latex"))
+    assert taggers.parse_utility("relevance") == ("relevance", ())
+    assert taggers.parse_utility("tags:number,latex") == ("tags", ("number", "latex"))
     with pytest.raises(InputError, match="write relevance, or tags"):
-        utility.parse("relevance:number")
+        taggers.parse_utility("relevance:number")

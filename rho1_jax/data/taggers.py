@@ -2,7 +2,7 @@
 
 A tagger is any function from a text to one tag for each of its characters, an index into TAGS; the
 one here goes by regular expressions. It says which tokens a selection keeps (experiments/
-selected_tokens.py) and can itself be a score (utility.py).
+selected_tokens.py) and can itself be a score (training/utility.py).
 """
 
 import re
@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int8
+
+from rho1_jax.errors import InputError, require_known
 
 Tagger = Callable[[str], Int8[np.ndarray, " n"]]
 
@@ -25,6 +27,7 @@ _RULES = {
     "punctuation": r"[^\w\s]|_",
 }
 TAGS = (*_RULES, "space")
+UTILITIES = ("relevance", "tags")
 _PATTERN = re.compile("|".join(f"(?P<{tag}>{rule})" for tag, rule in _RULES.items()), re.MULTILINE)
 
 
@@ -54,3 +57,18 @@ def of_rows(
 ) -> Int8[np.ndarray, "B S"]:
     """The tag of each target of rows [B, T = S+1]."""
     return np.stack([of_pieces(tokenizer.pieces(row), tagger)[1:] for row in tokens])
+
+
+def parse_utility(name: str) -> tuple[str, tuple[str, ...]]:
+    """Kind and tags of a `select.utility`; InputError if there is no such thing."""
+    kind, _, rest = name.partition(":")
+    require_known("select.utility", kind, UTILITIES)
+    tags = tuple(rest.split(",")) if rest else ()
+    for tag in tags:
+        require_known("select.utility: tag", tag, TAGS)
+    if (kind == "tags") != bool(tags):
+        raise InputError(
+            f"select.utility is {name!r}: write relevance, or tags with the tags to keep, "
+            "for instance tags:number,latex."
+        )
+    return kind, tags

@@ -3,7 +3,7 @@
 `select.utility` names one, and the score stage keeps it beside the reference's losses:
 
     relevance          similarity of the reference's hidden states to those of the clean text
-    tags:number,latex  1 for tokens of these tags (taggers.py), 0 for the others
+    tags:number,latex  1 for tokens of these tags (data/taggers.py), 0 for the others
 
 A selection reads it as the score "utility", alone or among its parts.
 """
@@ -15,28 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from rho1_jax.analysis import taggers
-from rho1_jax.errors import InputError, require_known
+from rho1_jax.data import taggers
 from rho1_jax.slm.losses import Apply
 
-KINDS = ("relevance", "tags")
 CENTROIDS = 16
 _ROUNDS = 10  # of k-means: the centroids only have to cover the clean text
-
-
-def parse(name: str) -> tuple[str, tuple[str, ...]]:
-    """Kind and tags of a `select.utility`; InputError if there is no such thing."""
-    kind, _, rest = name.partition(":")
-    require_known("select.utility", kind, KINDS)
-    tags = tuple(rest.split(",")) if rest else ()
-    for tag in tags:
-        require_known("select.utility: tag", tag, taggers.TAGS)
-    if (kind == "tags") != bool(tags):
-        raise InputError(
-            f"select.utility is {name!r}: write relevance, or tags with the tags to keep, "
-            "for instance tags:number,latex."
-        )
-    return kind, tags
 
 
 def tagged(

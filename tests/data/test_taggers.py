@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from rho1_jax.analysis import taggers
+from rho1_jax.data import taggers
 
 TEXT = r"Let $x_1 = 2$ be. Ann has 3.5 apples, \frac{1}{2} of np.sqrt(4) `a b`; don't!"
 

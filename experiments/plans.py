@@ -1,0 +1,234 @@
+"""Which slice trains which model, by the TPU's compiler: memory, time and traffic of a step.
+
+    python -m experiments.plans [--only=REGEX]      # compile, a row at a time
+    python -m experiments.plans --only=nothing      # only the tables and the figure
+
+Every case compiles the training step of training/aot.py, in minutes and without a TPU. Its row of
+plans.csv is replaced, others are kept; the tables in docs/scale.md and the figure are made of them.
+"""
+
+import csv
+import dataclasses
+import os
+import re
+from importlib import metadata
+from pathlib import Path
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict
+
+from rho1_jax.config import default_config, source
+from rho1_jax.training import aot, cost
+
+METHODS = {
+    "CLM": {"select.score": "all"},
+    "SLM live": {"score.cached": False},
+    "SLM cached": {},
+}
+# Products of a sharded matrix as rings of small products that overlap with their own traffic are
+# XLA's default on TPUs; with them off it gathers whole matrices first.
+NO_RINGS = {
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+    "xla_tpu_enable_windowed_einsum_for_reduce_scatter": "false",
+    "xla_tpu_enable_windowed_einsum_for_all_gather": "false",
+}
+COMPARED = ("v5e-16", "v5p-64")  # slices on which MaxText was compiled, too
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A model on a slice. rows: of seq_len targets, for each part that the batch is split in."""
+
+    preset: str
+    topology: str
+    fsdp: int
+    tensor: int
+    rows: int
+    seq_len: int
+    method: str
+    rings: bool = True
+
+    @property
+    def name(self) -> str:
+        rings = "" if self.rings else " without rings"
+        return f"{self.preset} {self.topology} {self.seq_len} {self.method}{rings}"
+
+
+def cases() -> list[Case]:
+    """The plans, the comparison, and one model on slices of growing size."""
+    plans = [
+        ("tiny", "v5e-4", 4, 1, 8, 256),
+        ("tinyllama-1.1b", "v5e-16", 16, 1, 4, 2048),
+        ("mistral-7b", "v5p-64", 32, 1, 2, 4096),
+        ("llama-3-70b", "v5p-256", 128, 1, 1, 8192),
+        ("mistral-large-123b", "v5p-2048", 128, 8, 2, 4096),
+        ("llama-3-405b", "v5p-4096", 256, 8, 1, 8192),
+    ]
+    out = [Case(*plan, method) for plan in plans for method in METHODS]
+    out += [Case(*plan, method, False) for plan in plans[1:3] for method in METHODS]
+    return [*out, *scaling()]
+
+
+def scaling() -> list[Case]:
+    """One model and one batch per chip on slices of growing size."""
+    sizes = (1, 16, 64, 256, 1024)
+    return [
+        Case("tinyllama-1.1b", f"v5p-{2 * n}", n, 1, 4, 2048, "SLM cached", False) for n in sizes
+    ]
+
+
+def config_of(case: Case) -> ConfigDict:
+    """As configs/math.py trains, the mesh and the batch the case's."""
+    c = default_config()
+    c.model.update(preset=case.preset, dtype="bfloat16", ref_dtype="bfloat16", remat="full")
+    c.tokenizer.source = "init"
+    c.data.seq_len = case.seq_len
+    c.data.corpus.corpus = c.data.clean.clean = source("files:corpus/*")
+    c.mesh.update(data=1, fsdp=case.fsdp, tensor=case.tensor)
+    c.train.update(batch_size=case.rows * case.fsdp, steps=10_000)
+    c.loss_chunk_tokens = 4096 * case.fsdp
+    c.update_from_flattened_dict(METHODS[case.method])
+    return c
+
+
+def row(case: Case) -> dict[str, object]:
+    """What the compiler says of a case; only `does_not_fit` where it says no."""
+    facts: dict[str, object] = {"name": case.name, **dataclasses.asdict(case)}
+    facts["versions"] = f"jax {jax.__version__}, libtpu {metadata.version('libtpu')}"
+    try:
+        p = aot.compile_step(config_of(case), case.topology, {} if case.rings else NO_RINGS)
+    except aot.DoesNotFit as error:
+        return facts | {"does_not_fit": str(error)}
+    facts |= {
+        "chips": p.n_chips,
+        "batch": p.batch_size,
+        "arguments_gib": p.arguments / aot.GIB,
+        "temporaries_gib": p.temporaries / aot.GIB,
+        "peak_gib": p.peak / aot.GIB,
+        "memory_gib": p.chip.memory,
+        "flops_per_chip": p.flops / p.n_chips,
+        "kernel_flops_per_chip": p.kernel_flops / p.n_chips,
+        "mega_cycles": p.program.cycles / 1e6,
+        "seconds": p.seconds,
+        "link_seconds": p.link_seconds,
+        "mfu": p.mfu,
+        "tokens_per_day": p.tokens / p.seconds * 86_400,
+        "endless_loops": p.program.endless,
+        "compile_seconds": p.compile_seconds,
+    }
+    return facts | traffic_columns(p.program)
+
+
+def traffic_columns(program: cost.Program) -> dict[str, object]:
+    """Runs and GiB of each kind of collective."""
+    out: dict[str, object] = {}
+    for kind, traffic in program.traffic.items():
+        out |= {f"{kind}_runs": traffic.runs, f"{kind}_gib": traffic.bytes / aot.GIB}
+    return out
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The rows of the CSV."""
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def write(path: Path, new: dict[str, object]) -> None:
+    """The CSV with this row in the place of an older one of its name."""
+    old = read(path) if path.exists() else []
+    text = {k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in new.items()}
+    rows = [r for r in old if r["name"] != text["name"]] + [text]
+    order = {case.name: i for i, case in enumerate(cases())}
+    rows.sort(key=lambda r: order.get(r["name"], len(order)))
+    with path.open("w", newline="") as f:
+        columns = dict.fromkeys(column for r in rows for column in r)
+        writer = csv.DictWriter(f, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def table(rows: list[dict[str, str]]) -> str:
+    """The plans in Markdown: the slice, a step, a day."""
+    lines = [
+        "| model | slice | mesh fsdp x tensor | rows x targets | method | peak of HBM, GiB "
+        "| step, s | links, s | MFU | tokens a day |",
+        "| --- " * 10 + "|",
+    ]
+    for r in rows:
+        plan = [r["preset"], r["topology"], f"{r['fsdp']} x {r['tensor']}"]
+        plan += [f"{int(r['rows']) * int(r['fsdp'])} x {r['seq_len']}", r["method"]]
+        if r.get("does_not_fit"):
+            lines.append("| " + " | ".join([*plan, r["does_not_fit"], "", "", "", ""]) + " |")
+            continue
+        memory = f"{float(r['peak_gib']):.1f} of {float(r['memory_gib']):.1f}"
+        found = [memory, f"{float(r['seconds']):.2f}", f"{float(r['link_seconds']):.2f}"]
+        found += [f"{float(r['mfu']):.0%}", f"{float(r['tokens_per_day']):.2e}"]
+        lines.append("| " + " | ".join(plan + found) + " |")
+    return "\n".join(lines)
+
+
+def comparison(rows: list[dict[str, str]]) -> str:
+    """Cycles, temporaries and traffic of a step in Markdown, whoever made it."""
+    lines = ["| step | cycles, millions | temporaries, GiB | sent by a chip, GiB | compiler |"]
+    lines.append("| --- " * 5 + "|")
+    for r in rows:
+        sent = sum(float(v) for k, v in r.items() if k.endswith("_gib") and k[:-4] in KINDS and v)
+        cells = [r["name"], f"{float(r['mega_cycles']):.1f}", f"{float(r['temporaries_gib']):.3f}"]
+        lines.append("| " + " | ".join([*cells, f"{sent:.2f}", r["versions"]]) + " |")
+    return "\n".join(lines)
+
+
+def tables(rows: list[dict[str, str]]) -> tuple[str, str]:
+    """The plans, and the comparison."""
+    ours = [r for r in rows if r["rings"] == "True"]
+    return table(ours), comparison([r for r in rows if r["topology"] in COMPARED])
+
+
+def figure(rows: list[dict[str, str]], path: Path) -> None:
+    """Weak scaling: a step's time and traffic per chip over chips, the batch per chip fixed."""
+    import matplotlib.pyplot as plt
+
+    chips = [int(r["chips"]) for r in rows]
+    fig, (times, traffic) = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    times.plot(chips, [float(r["seconds"]) for r in rows], "o-", color="#0072B2")
+    times.plot(chips, [float(r["link_seconds"]) for r in rows], "s--", color="#D55E00")
+    times.legend(["computation (estimate)", "collectives on the links"], loc="center right")
+    times.set(xlabel="chips (v5p)", ylabel="seconds a step", ylim=(0, None), title="time")
+    colours = ["#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
+    for kind, colour in zip(KINDS, colours, strict=True):
+        sent = [float(r.get(f"{kind}_gib") or 0) for r in rows]
+        if any(sent):
+            traffic.plot(chips, sent, "o-", color=colour, label=kind)
+    traffic.set(xlabel="chips (v5p)", ylabel="GiB a chip sends in a step", title="collectives")
+    traffic.set_yscale("log")
+    traffic.legend()
+    for axes in (times, traffic):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(chips, map(str, chips))
+        axes.grid(alpha=0.3)
+    fig.savefig(path, dpi=150)
+
+
+def main(_) -> None:
+    if not os.environ.get("JAX_PLATFORMS"):
+        jax.config.update("jax_platforms", "cpu")
+    for case in cases():
+        if re.search(FLAGS.only, case.name):
+            facts = row(case)
+            write(Path(FLAGS.out), facts)
+            print(facts, flush=True)
+    rows = read(Path(FLAGS.out))
+    print(*tables(rows), sep="\n\n")
+    names = {case.name for case in scaling()}
+    if scaled := [r for r in rows if r["name"] in names]:
+        figure(scaled, Path(FLAGS.out).with_name("weak_scaling.png"))
+
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+    flags.DEFINE_string("out", "experiments/plans.csv", "CSV to write")
+    flags.DEFINE_string("only", "", "regular expression for the names of cases")
+    app.run(main)
