@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
+from sentencepiece import sentencepiece_model_pb2
 
 from rho1_jax.errors import InputError
 from rho1_jax.models import tokenizer
@@ -189,7 +190,7 @@ def test_each_pre_tokenizer_splits_words_its_own_way(pre, words):
 
 
 def test_sentencepiece_in_gguf(pieces, pieces_model, tmp_path):
-    proto = sentencepiece.sentencepiece_model_pb2.ModelProto.FromString(pieces_model)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(pieces_model)
     path = write_gguf(
         tmp_path / "m.gguf",
         "llama",
