@@ -78,7 +78,7 @@ def _section(folder: Path) -> str:
     title, *rest = doc.strip().split("\n\n")
     about = "".join(f"<p>{html.escape(part)}</p>" for part in rest if not part.startswith(" "))
     parts = (folder / "summary.md").read_text().strip().split("\n\n")
-    body = "".join(_html(part, folder) for part in parts)
+    body = "".join(_html(part.strip(), folder) for part in parts)
     return f'<section id="{name}"><h2>{html.escape(title)}</h2>{about}{body}</section>'
 
 
@@ -91,7 +91,8 @@ def _html(part: str, folder: Path) -> str:
     if not part.startswith("|"):
         text = re.sub(r"`(.*?)`", r"<code>\1</code>", html.escape(part))
         return f"<p>{text}</p>"
-    head, _, *lines = (line.strip("| ").split(" | ") for line in part.splitlines())
+    cells = (line.removeprefix("| ").removesuffix(" |").split(" | ") for line in part.splitlines())
+    head, _, *lines = cells
     rows = [_row("th", head)] + [_row("td", line) for line in lines]
     return f"<table>{''.join(rows)}</table>"
 

@@ -91,16 +91,7 @@ def _fits(losses) -> str:
             [method, part, results.said(r, sign=True, digits=2), f"{line.a:+.2f}", f"{line.r2:.2f}",
              f"{log.a:+.2f}", f"{log.r2:.2f}", f"{round(other.r2, 2) + 0.0:.2f}"]
         )  # fmt: skip
-    head = [
-        "method",
-        "tokens",
-        "r",
-        "slope, linear",
-        "R2",
-        "a, logarithmic",
-        "R2",
-        "R2, other sign",
-    ]
+    head = ["method", "tokens", "r", "linear: a", "R2", "logarithmic: a", "R2", "R2, other sign"]
     return results.table(head, lines)
 
 

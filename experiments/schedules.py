@@ -26,7 +26,8 @@ def run(this: Study) -> None:
         this,
         VARIANTS,
         "The backward pass is sized by the largest ratio of a schedule, so that a moving "
-        "ratio costs what its larger end costs. Schedules are not in the paper.",
+        "ratio costs what its larger end costs. Shares are means over the logged steps. Schedules "
+        "are not in the paper.",
     )
 
 

@@ -1,4 +1,4 @@
-"""What if tokens are scored in another way? Nine scores from the same base.
+"""What if tokens are scored in another way? Nine variants from the same base.
 
     python -m experiments.scoring_functions [--scale=tiny] [--seeds=3] --out=runs/scoring_functions
 
@@ -32,6 +32,7 @@ def variants(steps: int) -> dict[str, dict]:
         "history: progress": {**moving, "select.score": "inverse"},
         "self-evolving reference": {**moving, "select.average_of": "reference"},
         "SLM, floor 0.1": {"select.floor": 0.1},
+        "SLM, floor 0.5": {"select.floor": 0.5},
     }
 
 

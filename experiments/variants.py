@@ -11,6 +11,8 @@ from experiments import results
 from experiments.results import BASELINE, COLORS, Runs
 from experiments.study import Study
 
+LINEAR = 0.2  # nats: the axis of differences is logarithmic beyond
+
 
 def compare(this: Study, variants: Mapping[str, Mapping[str, Any]], text: str) -> None:
     """Runs and writes a whole experiment: the controls of Study.methods, then the variants.
@@ -46,7 +48,10 @@ def draw_differences(axes: Axes, runs: Runs, domain: str, variants: Container[st
     axes.axvline(0.0, color="0.5", lw=0.8, ls=":")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xlabel(f"loss minus {BASELINE}'s\n(nats per token)")
+    axes.set_xscale("symlog", linthresh=LINEAR)  # the inverse selection is far off
+    axes.set_xticks([-1, -LINEAR, 0, LINEAR, 1], ["-1", f"-{LINEAR}", "0", f"{LINEAR}", "1"])
+    axes.margins(x=0.08)
+    axes.set_xlabel(f"loss minus {BASELINE}'s (nats per token;\nlinear up to {LINEAR})")
     axes.set_title(domain, fontsize=10)
     axes.grid(axis="x", lw=0.4, color="0.85")
     axes.set_axisbelow(True)

@@ -34,6 +34,7 @@ def test_two_steps_of_every_experiment_and_the_page(folder, tmp_path):
     assert "is left out" not in done.stdout
     page = (tmp_path / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert page.count("data:image/png;base64,") >= len(everything.NAMES)
     for name in everything.NAMES:
         assert f'<section id="{name}">' in page
         with (tmp_path / name / "results.csv").open() as f:
@@ -45,6 +46,19 @@ def test_two_steps_of_every_experiment_and_the_page(folder, tmp_path):
         table = (tmp_path / name / "summary.md").read_text()
         for control in ("CLM", "random selection", "CLM on corpus + clean", "(reference)"):
             assert f"| {control} |" in table
+
+
+def test_the_page_holds_tables_and_pictures(tmp_path):
+    folder = tmp_path / "select_ratio"
+    folder.mkdir()
+    (folder / "figure.png").write_bytes(b"picture")
+    table = results.table(("", "here <b>"), [("a", ""), ("b", "1.5")])
+    (folder / "summary.md").write_text(f"{table}\n\n![x](figure.png)\n\n`command`, seeds\n")
+    page = everything.page(tmp_path, ["select_ratio"])
+    assert "<tr><th></th><th>here &lt;b&gt;</th></tr><tr><td>a</td><td></td></tr>" in page
+    assert 'src="data:image/png;base64,cGljdHVyZQ=="' in page
+    assert "<code>command</code>, seeds" in page
+    assert "How many tokens to select?" in page
 
 
 def test_controls_are_what_they_say(study):
