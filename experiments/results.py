@@ -104,17 +104,17 @@ def curves(folders: Sequence[Path], domain: str) -> tuple[np.ndarray, np.ndarray
 def draw_curves(axes: Axes, runs: Runs, domain: str) -> None:
     """Held-out loss over training tokens: the mean over seeds, and a band from least to most.
 
-    A method that only gets worse leaves the panel, so that the others can be told apart.
+    The inverse selection may leave the panel, so that the others can be told apart.
     """
     found = {method: curves(of(runs, method), domain) for method in methods(runs)}
-    first = np.mean([losses[:, 0].mean() for _, losses in found.values()])
-    lowest = min(losses.min() for _, losses in found.values())
+    others = [losses for method, (_, losses) in found.items() if method != "inverse selection"]
+    low, high = min(map(np.min, others)), max(map(np.max, others))
     for i, (method, (tokens, losses)) in enumerate(found.items()):
         color, style = COLORS[i % len(COLORS)], "-" if i % 2 == 0 else "--"
         axes.plot(tokens / 1e3, losses.mean(0), style, color=color, label=method, lw=1.6)
         axes.fill_between(tokens / 1e3, losses.min(0), losses.max(0), color=color, alpha=0.15, lw=0)
     axes.set(xlabel="training tokens (thousands)", ylabel="held-out loss (nats per token)")
-    axes.set_ylim(lowest - 0.05 * (first - lowest), first + 0.25 * (first - lowest))
+    axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
     axes.set_title(domain, fontsize=10)
 
 
