@@ -38,12 +38,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Integer
 
 from rho1_jax.errors import InputError
 from rho1_jax.models import rotary
 from rho1_jax.models.attention import causal_attention
+from rho1_jax.models.placement import by_rows, gathered
 from rho1_jax.models.rotary import RopeScaling
 from rho1_jax.models.rowwise import EveryRow
 
@@ -259,7 +259,8 @@ class Decoder(nn.Module):
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
         x = self.rowwise.finish(x, marks)
         head = embed if c.tied_head else self.param("head", _normal, (c.vocab_size, c.width))
-        return x.reshape(batch, seq_len, c.width), head.astype(c.dtype), kept
+        head = gathered(head.astype(c.dtype), c.batch_axes, axis=0)
+        return x.reshape(batch, seq_len, c.width), head, kept
 
 
 class Block(nn.Module):
@@ -283,7 +284,8 @@ class Block(nn.Module):
             angles = jnp.where(rotates, angles, unturned)
 
         def weight(name, shape, initializer=_normal):
-            return self.param(name, initializer, shape).astype(c.dtype)
+            w = self.param(name, initializer, shape).astype(c.dtype)
+            return gathered(w, c.batch_axes, axis=0 if name in ("o", "down") else -1)
 
         def heads(name, y):
             if c.qkv_bias:
@@ -327,10 +329,7 @@ class Block(nn.Module):
 
 
 def _embedded(embed: Array, tokens: Array, c: LlamaConfig) -> Array:
-    x = embed[tokens].astype(c.dtype)
-    if c.batch_axes is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, PartitionSpec(c.batch_axes, None, None))
+    return by_rows(embed[tokens].astype(c.dtype), c.batch_axes)
 
 
 def _remat(block, config: LlamaConfig):

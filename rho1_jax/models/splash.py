@@ -12,9 +12,9 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-_BLOCKS = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides the sequence
+from rho1_jax.models.placement import Axes, other_axes
 
-Axes = tuple[str, ...] | None
+_BLOCKS = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides the sequence
 
 
 def fits(q: Array, k: Array, batch_axes: Axes) -> bool:
@@ -54,8 +54,7 @@ def attention(
 
 def _split(batch_axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The axes that rows are split over, and those that heads are."""
-    rows, names = batch_axes or (), jax.sharding.get_abstract_mesh().axis_names
-    return rows, tuple(name for name in names if name not in rows)
+    return batch_axes or (), other_axes(batch_axes)
 
 
 def _on_device(q, k, v, *, window, interpret):
