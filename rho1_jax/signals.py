@@ -56,7 +56,9 @@ def utility_fn(run: Run) -> ScoreFn:
     def states(domains: ConfigDict) -> np.ndarray:
         """Hidden states [N, D] of the first training rows of each domain."""
         found = []
-        for rows in run.train_rows(domains).values():
+        for name, rows in run.train_rows(domains).items():
+            if not domains[name].weight:  # only evaluated on
+                continue
             for batch in loader.ordered_batches(
                 rows,
                 batch_size=run.config.score.batch_size,

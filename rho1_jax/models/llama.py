@@ -328,7 +328,7 @@ class Block(nn.Module):
         return (x + y, marks), kept
 
 
-def _embedded(embed: Array, tokens: Array, c: LlamaConfig) -> Array:
+def _embedded(embed: Array, tokens: Array | np.ndarray, c: LlamaConfig) -> Array:
     return by_rows(embed[tokens].astype(c.dtype), c.batch_axes)
 
 

@@ -28,7 +28,7 @@ def score_step(
 
 
 def score_rows(
-    score_fn: Callable[[Batch], Mapping[str, jax.Array]],
+    score_fn: Callable[[Batch], Mapping[str, jax.Array | np.ndarray]],
     batches: Iterable[dict[str, np.ndarray]],
     writer: ScoreWriter | None,
     *,
@@ -62,7 +62,9 @@ def score_rows(
         raise Interrupted(signum, f"{label}: saved what was scored")
 
 
-def _write(writer: ScoreWriter | None, rows: np.ndarray, scored: Mapping[str, jax.Array]) -> int:
+def _write(
+    writer: ScoreWriter | None, rows: np.ndarray, scored: Mapping[str, jax.Array | np.ndarray]
+) -> int:
     real = rows >= 0  # the last batch is filled up with row -1
     values = {name: np.asarray(x)[real] for name, x in scored.items()}
     if writer:
