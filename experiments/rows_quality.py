@@ -28,7 +28,7 @@ from rho1_jax.models import llama, presets
 from rho1_jax.run import Run, weights
 from rho1_jax.slm import step
 from rho1_jax.slm.backward import SelectedRows
-from rho1_jax.training import optimizer, sharding
+from rho1_jax.training import program, sharding
 from rho1_jax.training.interruption import StopSignal
 
 RATIOS = (0.6, 0.4)
@@ -89,8 +89,7 @@ def _along_training(here: Run, tops: Mapping[str, int]) -> Iterator[dict[str, An
         return jax.jit(gradient)
 
     exact, approximate = gradient_fn(0), {name: gradient_fn(top) for name, top in tops.items()}
-    schedule = optimizer.schedule(t.lr, t.warmup_steps, t.steps, t.final_lr_share)
-    tx = optimizer.adamw(schedule, b1=t.b1, b2=t.b2, weight_decay=t.weight_decay, clip=t.clip)
+    _, tx = program.optimizer_of(t, t.steps)
     train_step = jax.jit(step_fn(tx, 0))
     state = step.init_state(params, tx)
     rows, domains = here.train_rows(c.data.corpus), c.data.corpus

@@ -26,7 +26,6 @@ from rho1_jax.job import train as train_job
 from rho1_jax.models import tokenizer
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Run
-from rho1_jax.slm.step import Batch
 from rho1_jax.training import checkpoint, hosts, scoring, sharding
 
 PASSAGES = 4  # held-out rows shown in full
@@ -89,7 +88,7 @@ def _score_rows(
     run: Run,
     folder: str,
     fields: Sequence[str],
-    score_fn: Callable[[Batch], Mapping[str, Any]],
+    score_fn: signals.ScoreFn,
     params: Any,
 ) -> None:
     """Every row that training will read through `score_fn`, into `folder`/DOMAIN."""
