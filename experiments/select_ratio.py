@@ -18,7 +18,6 @@ from experiments.results import BASELINE, COLORS, Runs
 from experiments.study import Study
 
 RATIOS = [changes["select.ratio"] for _, changes in math_config.sweep("select_ratio")]
-CONTROLS = ("random selection", "inverse selection", "CLM on corpus + clean")
 
 
 def run(this: Study) -> None:
@@ -27,7 +26,7 @@ def run(this: Study) -> None:
         for ratio in RATIOS[:-1]:
             configs[_name(ratio), seed] = this.config(seed, {"select.ratio": ratio})
         methods = this.methods(seed)
-        configs |= {(name, seed): methods[name] for name in (BASELINE, *CONTROLS)}
+        configs |= {(name, seed): c for name, c in methods.items() if name != "SLM"}
     runs = this.run(configs)
     best = {
         domain: min(RATIOS[:-1], key=lambda r: results.loss(runs, _name(r), domain).estimate)

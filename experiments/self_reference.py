@@ -25,7 +25,6 @@ GRID = {
     )
     for ratio in ratios
 }
-CONTROLS = ("SLM", BASELINE, "CLM, matched FLOPs", "random selection", "CLM on corpus + clean")
 
 
 def run(this: Study) -> None:
@@ -33,8 +32,7 @@ def run(this: Study) -> None:
     for seed in range(this.seeds):
         for name, changes in GRID.items():
             configs[name, seed] = of_itself(this.config(seed, changes))
-        methods = this.methods(seed)
-        configs |= {(name, seed): methods[name] for name in CONTROLS}
+        configs |= {(name, seed): c for name, c in this.methods(seed).items()}
     runs = this.run(configs)
     shown = {key: run for key, run in runs.items() if key[0] in (*GRID, BASELINE)}
     text = [
@@ -47,8 +45,8 @@ def run(this: Study) -> None:
             ("either score alone against CLM", "better",
              results.differences(runs, "reference loss 80%", this.targets)),
         ),
-        "SLM here has the reference of clean text, for comparison; (reference) is the one trained "
-        "on the corpus.",
+        "SLM and the inverse selection here have the reference of clean text, for comparison; "
+        "(reference) is the one trained on the corpus.",
     ]  # fmt: skip
     results.write(this, runs, results.rows(runs), "\n\n".join(text))
 

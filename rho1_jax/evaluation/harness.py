@@ -61,7 +61,7 @@ def evaluate(
     from lm_eval.tasks import TaskManager
 
     names = _expanded(tasks)
-    ours = {name: str(TASKS / f"{name}.yaml") for name in names if _has_data(name, data_dir)}
+    ours = {name: str(TASKS / f"{name}.yaml") for name in names if has_data(name, data_dir)}
     # Indexing lm-eval's thousands of tasks takes seconds.
     manager = TaskManager(metadata={"data_dir": data_dir}, include_defaults=len(ours) < len(names))
     for name in names:
@@ -192,7 +192,7 @@ def _expanded(tasks: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _has_data(name: str, data_dir: str) -> bool:
+def has_data(name: str, data_dir: str) -> bool:
     """Whether `name` is a task of ours whose data can be had."""
     about = _about(name)
     return Path(data_dir, about["file"]).exists() if about and data_dir else "hub" in about

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rho1_jax.models import generate, llama
+from rho1_jax.models import decoding, generate, llama
 from rho1_jax.models.generate import Sampling
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.models.tokenizer import Tokenizer
@@ -83,6 +83,7 @@ class Scorer:
         results = [""] * len(texts)
         room = self.max_length - max_new_tokens
         prompts = [self.encode(text)[-room:] or [self.tokenizer.separator_id] for text in texts]
+        unstacked = decoding.unstack(self.params, config=self.config)
         for batch in _batches([len(p) for p in prompts], self.batch_size):
             rows = generate.generate(
                 self.params,
@@ -92,6 +93,7 @@ class Scorer:
                 stop_ids=self._stop_ids,
                 finished=lambda row: any(s in self.tokenizer.decode(row) for s in stop),
                 sampling=sampling,
+                unstacked=unstacked,
             )
             for i, row in zip(batch, rows, strict=True):
                 results[i] = _until(self.tokenizer.decode(row), stop)

@@ -22,6 +22,7 @@ from rho1_jax.errors import InputError
 from rho1_jax.models import llama
 from rho1_jax.models.attention import cached_attention, causal_attention
 from rho1_jax.models.llama import LlamaConfig, Params
+from rho1_jax.models.rowwise import times_transposed
 
 CHUNK = 8  # tokens between two looks at the rows from the host
 NOTHING = -1  # what a row that is done emits
@@ -80,7 +81,7 @@ def prefill(
     cache = [(jnp.pad(k[i], room), jnp.pad(v[i], room)) for i in range(config.n_layers)]
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
     none = jnp.zeros((), jnp.int32)
-    token = choose(_logits(last, head.T), none, key, sampling)
+    token = choose(_logits(last, head), none, key, sampling)
     done = _stops(token, stop)
     state = State(token, cache, lengths, none, done, key)
     return _readable(state, jnp.where(done, NOTHING, token)[:, None], config)
@@ -156,8 +157,8 @@ def step(params, state: State, c: LlamaConfig, n_prompt: int) -> tuple[Array, li
     return _logits(hidden, params["head"]), cache
 
 
-def _logits(hidden: Float[Array, "B 1 D"], head: Float[Array, "D V"]) -> Float[Array, "B V"]:
-    return jnp.einsum("bd,dv->bv", hidden[:, 0], head, preferred_element_type=jnp.float32)
+def _logits(hidden: Float[Array, "B 1 D"], head: Float[Array, "V D"]) -> Float[Array, "B V"]:
+    return times_transposed(hidden[:, 0], head, jnp.float32)
 
 
 def choose(logits: Float[Array, "B V"], n: Array, key: Array, s: Sampling) -> Int32[Array, " B"]:

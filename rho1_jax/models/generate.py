@@ -28,11 +28,13 @@ def generate(
     stop_ids: Collection[int] = (),
     finished: Callable[[list[int]], bool] = lambda _: False,
     sampling: Sampling = GREEDY,
+    unstacked: Params | None = None,
 ) -> list[list[int]]:
     """The new tokens of each prompt, all prompts in one batch.
 
     A row ends before a token of `stop_ids`, at `max_new_tokens`, or when `finished` says so of its
     new tokens, which it is asked every 8 tokens. All stop when all have ended.
+    unstacked: decoding.unstack of the params, for callers who have more than one batch.
     """
     rows: list[list[int]] = [[] for _ in prompts]
     for rows in stream(  # noqa: B007
@@ -43,6 +45,7 @@ def generate(
         stop_ids=stop_ids,
         finished=finished,
         sampling=sampling,
+        unstacked=unstacked,
     ):
         pass
     return rows
@@ -57,6 +60,7 @@ def stream(
     stop_ids: Collection[int] = (),
     finished: Callable[[list[int]], bool] = lambda _: False,
     sampling: Sampling = GREEDY,
+    unstacked: Params | None = None,
 ) -> Iterator[list[list[int]]]:
     """`generate`, but after every few tokens yields the new tokens so far of all rows."""
     if not all(prompts):
@@ -71,7 +75,7 @@ def stream(
         params, tokens, lengths, stop, key,
         config=config, sampling=sampling, n_new=n_chunks * decoding.CHUNK,
     )  # fmt: skip
-    unstacked = decoding.unstack(params, config=config)
+    unstacked = unstacked or decoding.unstack(params, config=config)
     rows: list[list[int]] = [[] for _ in prompts]
     done = np.arange(len(tokens)) >= len(prompts)
     written = 1

@@ -45,7 +45,7 @@ from rho1_jax.models import rotary
 from rho1_jax.models.attention import causal_attention
 from rho1_jax.models.placement import by_rows, gathered
 from rho1_jax.models.rotary import RopeScaling
-from rho1_jax.models.rowwise import EveryRow
+from rho1_jax.models.rowwise import EveryRow, times_transposed
 
 Params = dict[str, Any]
 # q, k, v of a layer -> what attention makes of them, and anything to keep (None in training).
@@ -163,20 +163,20 @@ def apply_and_keep(
 def unstack(params: Params, config: LlamaConfig) -> Params:
     """Another tree for `apply_unstacked`, which then neither slices nor casts a weight.
 
-    "layers" is a list of one dict per layer, "head" is [D, V] (a step over 8 rows takes a fifth
-    less time for it on a CPU than for [V, D]), matrices are in config.dtype.
+    "layers" is a list of one dict per layer; "head" is always there; matrices are in config.dtype
+    and, like the head, stored as [out, in]: see `times_transposed`.
     """
-    head = params["embed" if config.tied_head else "head"]
 
-    def layer(i: int) -> Params:
-        cast = {name: x[i].astype(config.dtype) for name, x in params["layers"].items()}
-        return cast | {name: x[i] for name, x in params["layers"].items() if "norm" in name}
+    def one(name: str, x: Array) -> Array:
+        return x if "norm" in name else x.T.astype(config.dtype)
 
+    embed = params["embed"].astype(config.dtype)
+    layers = params["layers"].items()
     return {
-        "embed": params["embed"].astype(config.dtype),
-        "layers": [layer(i) for i in range(config.n_layers)],
+        "embed": embed,
+        "layers": [{name: one(name, x[i]) for name, x in layers} for i in range(config.n_layers)],
         "final_norm": params["final_norm"],
-        "head": head.T.astype(config.dtype),
+        "head": embed if config.tied_head else params["head"].astype(config.dtype),
     }
 
 
@@ -195,7 +195,8 @@ def apply_unstacked(
     all_kept = []
     for i, (layer, attend) in enumerate(zip(params["layers"], attends, strict=True)):
         rotates = jnp.array(i not in c.nope_layers) if c.nope_layers else None
-        (x, _), kept = Block(c, attend).apply({"params": layer}, (x, None), angles, rotates)
+        block = Block(c, attend, EveryRow(times_transposed), transposed=True)
+        (x, _), kept = block.apply({"params": layer}, (x, None), angles, rotates)
         all_kept.append(kept)
     x = _rms_norm(x, params["final_norm"], c.norm_eps)
     return x.reshape(*tokens.shape, c.width), all_kept
@@ -264,11 +265,15 @@ class Decoder(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each added to the residual stream x [N, D]."""
+    """Attention and SwiGLU, each added to the residual stream x [N, D].
+
+    transposed: the matrices are stored as [out, in].
+    """
 
     config: LlamaConfig
     attend: Attend | None = None
     rowwise: Any = EveryRow()
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, stream, angles, rotates=None):
@@ -283,9 +288,14 @@ class Block(nn.Module):
             unturned = jnp.zeros_like(angles).at[0].set(1.0)
             angles = jnp.where(rotates, angles, unturned)
 
+        matmul = times_transposed if self.transposed else jnp.matmul
+
         def weight(name, shape, initializer=_normal):
+            axis = 0 if name in ("o", "down") else len(shape) - 1
+            if self.transposed:
+                axis, shape = len(shape) - 1 - axis, shape[::-1]
             w = self.param(name, initializer, shape).astype(c.dtype)
-            return gathered(w, c.batch_axes, axis=0 if name in ("o", "down") else -1)
+            return gathered(w, c.batch_axes, axis=axis)
 
         def heads(name, y):
             if c.qkv_bias:
@@ -298,19 +308,19 @@ class Block(nn.Module):
             return rotary.rotate(y, angles)
 
         def project(_dot, w, h):
-            return h @ w
+            return matmul(h, w)
 
         def after_attention(dot, w, x, h):
             attended = dot(h, w["o"])
             h = _rms_norm(x + attended, w["mlp_norm"], c.norm_eps)
-            return attended + (nn.silu(dot(h, w["gate"])) * dot(h, w["up"])) @ w["down"]
+            return attended + matmul(nn.silu(dot(h, w["gate"])) * dot(h, w["up"]), w["down"])
 
         h = _rms_norm(x, self.param("attn_norm", _ones, (c.width,)), c.norm_eps)
         q, marks = self.rowwise(project, marks, weight("q", (c.width, q_width)), h)
         q, k, v = (
             heads("q", q),
-            heads("k", h @ weight("k", (c.width, kv_width))),
-            heads("v", h @ weight("v", (c.width, kv_width))),
+            heads("k", matmul(h, weight("k", (c.width, kv_width)))),
+            heads("v", matmul(h, weight("v", (c.width, kv_width)))),
         )
         if self.attend is None:
             h = causal_attention(q, k, v, window=c.window, batch_axes=c.batch_axes)

@@ -97,9 +97,9 @@ def test_an_unknown_task_names_the_nearest(scorer, data_dir, tmp_path):
 
 def test_bad_input_is_one_sentence(data_dir, capsys):
     assert "tabmwp.jsonl, which" in str(harness._unknown("tabmwp", data_dir, []))
-    assert not harness._has_data("tabmwp", data_dir)
-    assert harness._has_data("gsm8k", data_dir)
-    assert harness._has_data("gsm8k", "")  # from a hub
+    assert not harness.has_data("tabmwp", data_dir)
+    assert harness.has_data("gsm8k", data_dir)
+    assert harness.has_data("gsm8k", "")  # from a hub
     assert harness.main(["--checkpoint=/nowhere", "--tasks=gsm8k"]) == 2
     assert "nowhere" in capsys.readouterr().err
 
