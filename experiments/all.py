@@ -2,7 +2,8 @@
 
     python -m experiments.all [--scale=tiny] [--seeds=3] [--data=DIR] --out=runs/experiments
 
-Writes --out/NAME/ for each experiment and --out/index.html, which needs no other file.
+Writes --out/NAME/ for each experiment, --out/index.html, which needs no other file, and the same in
+Markdown, --out/README.md, which shows the figures in the folders.
 """
 
 import base64
@@ -55,6 +56,7 @@ def run(this: Study) -> None:
             continue
         done.append(name)
         (this.out / "index.html").write_text(page(this.out, done))
+        (this.out / "README.md").write_text(markdown(this.out, done))
     if not done:
         raise InputError(f"No experiment can run at --scale={this.scale} with this text.")
     print(this.out / "index.html")
@@ -72,11 +74,27 @@ def page(out: Path, names: list[str]) -> str:
     )
 
 
-def _section(folder: Path) -> str:
-    name = folder.name
+def markdown(out: Path, names: list[str]) -> str:
+    """The same as Markdown, for a README.md in `out`."""
+    sections = ["# Experiments"]
+    for name in names:
+        title, about = _about(name)
+        summary = (out / name / "summary.md").read_text().strip()
+        sections += [f"## {title}", *about, re.sub(r"\]\((\w+\.png)\)", rf"]({name}/\1)", summary)]
+    return "\n\n".join(sections) + "\n"
+
+
+def _about(name: str) -> tuple[str, list[str]]:
+    """Title and paragraphs of an experiment's docstring, without its command."""
     doc = importlib.import_module(f"experiments.{name}").__doc__ or ""
     title, *rest = doc.strip().split("\n\n")
-    about = "".join(f"<p>{html.escape(part)}</p>" for part in rest if not part.startswith(" "))
+    return title, [part for part in rest if not part.startswith(" ")]
+
+
+def _section(folder: Path) -> str:
+    name = folder.name
+    title, paragraphs = _about(name)
+    about = "".join(f"<p>{html.escape(part)}</p>" for part in paragraphs)
     parts = (folder / "summary.md").read_text().strip().split("\n\n")
     body = "".join(_html(part.strip(), folder) for part in parts)
     return f'<section id="{name}"><h2>{html.escape(title)}</h2>{about}{body}</section>'

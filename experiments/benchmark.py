@@ -2,12 +2,13 @@
 
     python -m experiments.benchmark --size=37m --out=experiments/benchmark.csv [--torch]
 
-Every variant runs once per round, in turn, in one process, so that whatever else the machine does
-hits all of them; `relative` is the median over rounds of a variant's time divided by CLM's in the
-same round, with the least and the most. On CPU time is CPU time (of all threads), with the wall
-clock beside it; on GPU it is the wall clock. `bound` is the ratio of the FLOPs of the matrix
-products, counted in the traced step with loops multiplied out. `temp_mib` is what the compiler
-reserves beside arguments and results. A size's rows in the CSV are replaced, others are kept.
+Every variant runs once per round, in one process and in another order every round, so that what the
+machine and the variant before do hits all of them; `relative` is the median over rounds of a
+variant's time divided by CLM's in the same round, with the least and the most. On CPU time is CPU
+time (of all threads), with the wall clock beside it; on GPU it is the wall clock. `bound` is the
+ratio of the FLOPs of the matrix products, counted in the traced step with loops multiplied out.
+`temp_mib` is what the compiler reserves beside arguments and results. A size's rows in the CSV are
+replaced, others are kept.
 """
 
 import collections
@@ -157,17 +158,20 @@ def measure(
         print(name, facts[name], flush=True)
     theirs = torch_steps(shape, tokens, ratios, cached.ref_loss) if torch_too else {}
 
+    names = [*compiled, *theirs]
     for i in range(rounds + 1):
         if i < 2:  # the first round warms up
             clock = Clock()
-        for name, fn in compiled.items():
-            state = clock(name, fn, state)
-        for name, fn in theirs.items():
-            clock(name, fn)
+        for j in rng.permutation(len(names)):
+            name = names[j]
+            if name in compiled:
+                state = clock(name, compiled[name], state)
+            else:
+                clock(name, theirs[name])
     on_cpu = jax.default_backend() == "cpu"
     seconds = clock.cpu if on_cpu else clock.wall
     clm = ("CLM", 1.0)
-    for name in seconds:
+    for name in names:
         ratio = [a / b for a, b in zip(seconds[name], seconds[clm], strict=True)]
         wall = [a / b for a, b in zip(clock.wall[name], clock.wall[clm], strict=True)]
         fact = facts.get(name, {})

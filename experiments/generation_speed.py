@@ -3,8 +3,9 @@
     taskset -c 0 python -m experiments.generation_speed --out=experiments/generation_speed.csv
 
 Random weights of the shape of SmolLM2-135M, float32 in both, batch 8, 32 prompt tokens and 128 new
-ones, greedy. Weights are laid out once for both, before. Rounds are interleaved and the first of each is not counted; the ratio is that of CPU
-seconds. One core, because threads that wait for a busy second core would be counted as work.
+ones, greedy. Weights are laid out once for both, before. Rounds are interleaved and the first of
+each is not counted; the ratio is that of CPU seconds. One core, because threads that wait for a
+busy second core would be counted as work.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from rho1_jax.models import decoding, generate, huggingface, llama, presets
+from rho1_jax.models import generate, huggingface, llama, presets
 
 BATCH, PROMPT, NEW = 8, 32, 128
 
@@ -39,7 +40,7 @@ def main() -> None:
         theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, PROMPT))
 
-    unstacked = decoding.unstack(params, config=config)
+    unstacked = llama.unstack(params, config)
 
     def ours() -> list[list[int]]:
         return generate.generate(

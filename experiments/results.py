@@ -119,13 +119,16 @@ def draw_curves(axes: Axes, runs: Runs, domain: str) -> None:
 
 
 def figure_of_curves(runs: Runs, domains: Sequence[str]) -> Figure:
-    """One panel per domain, and the methods named beside them."""
-    size = (2.4 + 3.2 * len(domains), 3.3)
+    """One panel per domain, three in a row, and the methods named beside them."""
+    across = min(3, len(domains))
+    down = -(-len(domains) // across)
     figure, panels = plt.subplots(
-        1, len(domains), figsize=size, layout="constrained", squeeze=False
+        down, across, figsize=(2.4 + 3.2 * across, 3.3 * down), layout="constrained", squeeze=False
     )
-    for axes, domain in zip(panels[0], domains, strict=True):
+    for axes, domain in zip(panels.flat, domains, strict=False):
         draw_curves(axes, runs, domain)
+    for axes in panels.flat[len(domains) :]:
+        axes.remove()
     handles, labels = panels[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9)
     return figure

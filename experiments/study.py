@@ -168,6 +168,7 @@ def small(data: str) -> ConfigDict:
 def debug(data: str) -> ConfigDict:
     """Two steps, for tests."""
     c = tiny(data)
+    c.model.preset = "nano"
     c.tokenizer.vocab_size = 300
     c.data.seq_len = 32
     for section in (c.reference, c.train):

@@ -28,7 +28,7 @@ CONFIGS = {
 def shrink(config: ConfigDict, root: str) -> ConfigDict:
     """The same experiment at debug size: a tiny shape, tiny text, two steps."""
     c = ConfigDict(config.to_dict())
-    c.model.update(preset="tiny", init="")
+    c.model.update(preset="nano", init="")
     c.tokenizer.update(source="train", vocab_size=300)
     c.data.update(root=root, seq_len=32)
     for domains, name in ((c.data.corpus, "noisy"), (c.data.clean, "clean")):

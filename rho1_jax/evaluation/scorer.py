@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rho1_jax.models import decoding, generate, llama
+from rho1_jax.models import generate, llama, prefix
+from rho1_jax.models.decoding import rounded
 from rho1_jax.models.generate import Sampling
 from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.models.prefix import Prefix
 from rho1_jax.models.tokenizer import Tokenizer
 
 Scored = tuple[float, bool]  # log-likelihood in nats, and whether greedy decoding would write it
@@ -55,12 +57,21 @@ class Scorer:
         rows = [(context + continuation)[-self.max_length - 1 :] for context, continuation in pairs]
         for batch in _batches([len(row) for row in rows], self.batch_size):
             n_scored = [min(len(pairs[i][1]), len(rows[i]) - 1) for i in batch]
-            tokens, lengths = _padded([rows[i] for i in batch], self.batch_size)
-            width = _rounded(max(n_scored))
+            own_rows = [rows[i] for i in batch]
+            n_asked = min(len(row) - n for row, n in zip(own_rows, n_scored, strict=True))
+            n_shared = prefix.shared(own_rows, n_asked - 1, self.config)
+            before = prefix.read(self.params, own_rows[0][:n_shared], self.config)
+            tokens, lengths = _padded([row[n_shared:] for row in own_rows], self.batch_size)
+            width = rounded(max(n_scored))
             # The continuation's positions in the row of targets, counted from its end.
             at = lengths[:, None] - 2 - np.arange(width)[::-1]
             loss, greedy = _continuations(
-                self.params, tokens, np.maximum(at, 0).astype(np.int32), config=self.config
+                self.params,
+                before,
+                tokens,
+                lengths - 1,
+                np.maximum(at, 0).astype(np.int32),
+                config=self.config,
             )
             loss, greedy = np.asarray(loss), np.asarray(greedy)
             for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
@@ -83,7 +94,7 @@ class Scorer:
         results = [""] * len(texts)
         room = self.max_length - max_new_tokens
         prompts = [self.encode(text)[-room:] or [self.tokenizer.separator_id] for text in texts]
-        unstacked = decoding.unstack(self.params, config=self.config)
+        unstacked = llama.unstack(self.params, self.config)
         for batch in _batches([len(p) for p in prompts], self.batch_size):
             rows = generate.generate(
                 self.params,
@@ -103,10 +114,16 @@ class Scorer:
 
 @jax.jit(static_argnames="config")
 def _continuations(
-    params: Any, tokens: Int[Array, "B T"], at: Int[Array, "B C"], *, config: LlamaConfig
+    params: Any,
+    before: Prefix,
+    tokens: Int[Array, "B T"],
+    lengths: Int[Array, " B"],
+    at: Int[Array, "B C"],
+    *,
+    config: LlamaConfig,
 ) -> tuple[Float[Array, "B C"], Bool[Array, "B C"]]:
     """-log p of the targets at those positions, and whether they are the likeliest tokens."""
-    hidden, head = llama.apply(params, tokens[:, :-1], config=config)
+    hidden, head, _ = prefix.apply_after(params, before, tokens[:, :-1], lengths, config=config)
     hidden = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
     targets = jnp.take_along_axis(tokens[:, 1:], at, axis=1)
     logits = jnp.einsum("bcd,vd->bcv", hidden, head, preferred_element_type=jnp.float32)
@@ -123,18 +140,12 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 def _padded(rows: list[list[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n_rows, T] padded on the right, lengths [n_rows]; missing rows are filler."""
-    tokens = np.zeros((n_rows, 1 + _rounded(max(map(len, rows)) - 1)), np.int32)
+    tokens = np.zeros((n_rows, 1 + rounded(max(map(len, rows)) - 1)), np.int32)
     lengths = np.full(n_rows, 2, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
         lengths[i] = len(row)
     return tokens, lengths
-
-
-def _rounded(n: int) -> int:
-    """Up to one of four sizes per doubling: few shapes to compile, little padding."""
-    step = 1 << max(0, (n - 1).bit_length() - 3)
-    return -(-max(n, 1) // step) * step
 
 
 def _until(text: str, stop: Sequence[str]) -> str:

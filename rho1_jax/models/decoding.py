@@ -1,9 +1,10 @@
 """The device's half of generation: read the prompts, then a few tokens at a time.
 
 Prompts are padded on the right to P tokens, where no real token sees them, and go through the
-decoder as in training. Their keys and values are the first P slots of the cache; the i-th new token
-of every row goes to slot P + i. Weights are copied once, one array per layer, in the compute dtype:
-a step then only reads them. Under a mesh everything lies where training puts it.
+decoder as in training; what all begin with goes through it once (prefix.py). Their keys and values
+are the first P slots of the cache; the i-th new token of every row goes to slot P + i. Weights are
+copied once, one array per layer, in the compute dtype: a step then only reads them. Under a mesh
+everything lies where training puts it.
 """
 
 import dataclasses
@@ -19,9 +20,10 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int32
 
 from rho1_jax.errors import InputError
-from rho1_jax.models import llama
-from rho1_jax.models.attention import cached_attention, causal_attention
-from rho1_jax.models.llama import LlamaConfig, Params
+from rho1_jax.models import llama, prefix
+from rho1_jax.models.attention import cached_attention
+from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.models.prefix import Prefix
 from rho1_jax.models.rowwise import times_transposed
 
 CHUNK = 8  # tokens between two looks at the rows from the host
@@ -64,32 +66,20 @@ class State(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling", "n_new"))
 def prefill(
-    params, tokens, lengths, stop, key, *, config: LlamaConfig, sampling: Sampling, n_new: int
-) -> tuple[State, Int32[Array, "B 1"]]:
-    """Read the prompts, [B, P] with `lengths` real tokens each; the first new token of each."""
-
-    def attend(q, k, v):
-        kept = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        return causal_attention(q, k, v, window=config.window), kept
-
-    # What dynamic rope scaling takes for the length must be the row's, not the padded one.
-    positions = jnp.minimum(jnp.arange(tokens.shape[1]), lengths[:, None] - 1)
-    hidden, head, (k, v) = llama.apply_and_keep(
-        params, tokens, config=config, positions=positions, attend=attend
-    )
+    params, before: Prefix, tokens, lengths, stop, key, *, config: LlamaConfig,
+    sampling: Sampling, n_new: int,
+) -> tuple[State, Int32[Array, "B 1"]]:  # fmt: skip
+    """Read what follows `before`, [B, P] with `lengths` real tokens; each row's first new token."""
+    hidden, head, (k, v) = prefix.apply_after(params, before, tokens, lengths, config=config)
     room = ((0, 0), (0, 0), (0, n_new), (0, 0))
     cache = [(jnp.pad(k[i], room), jnp.pad(v[i], room)) for i in range(config.n_layers)]
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
     none = jnp.zeros((), jnp.int32)
     token = choose(_logits(last, head), none, key, sampling)
     done = _stops(token, stop)
+    lengths += k.shape[3] - tokens.shape[1]
     state = State(token, cache, lengths, none, done, key)
     return _readable(state, jnp.where(done, NOTHING, token)[:, None], config)
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def unstack(params: Params, *, config: LlamaConfig) -> Params:
-    return llama.unstack(params, config)
 
 
 @functools.partial(
@@ -140,19 +130,15 @@ def step(params, state: State, c: LlamaConfig, n_prompt: int) -> tuple[Array, li
         places = jnp.where(of_prompt, slots, slots - n_prompt + state.lengths[:, None])
         visible &= position[:, None] - places < c.window
 
-    def attention_of(cached):
-        def attend(q, k, v):
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), slot, axis=2)
-                for old, new in zip(cached, (k, v), strict=True)
-            )
-            return cached_attention(q, k, v, visible), (k, v)
+    def attend(q, k, v, cached):
+        k, v = (
+            jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), slot, axis=2)
+            for old, new in zip(cached, (k, v), strict=True)
+        )
+        return cached_attention(q, k, v, visible), (k, v)
 
-        return attend
-
-    attends = [attention_of(cached) for cached in state.cache]
     hidden, cache = llama.apply_unstacked(
-        params, state.token[:, None], position[:, None], attends, config=c
+        params, state.token[:, None], position[:, None], state.cache, config=c, attend=attend
     )
     return _logits(hidden, params["head"]), cache
 
@@ -181,18 +167,19 @@ def choose(logits: Float[Array, "B V"], n: Array, key: Array, s: Sampling) -> In
 
 
 def padded(prompts: Sequence[Sequence[int]], config: LlamaConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, P] and lengths [B]; P is a power of two, so that few shapes are compiled.
-
-    Rows are added until they divide over the mesh.
-    """
+    """Tokens [B, P] and lengths [B], P rounded up; with more rows until the mesh divides them."""
     mesh = jax.sharding.get_abstract_mesh()
     shards = math.prod(mesh.shape[axis] for axis in config.batch_axes or ())
     longest = max(map(len, prompts))
-    tokens = np.zeros(
-        (-(-len(prompts) // shards) * shards, 1 << max(4, (longest - 1).bit_length()))
-    )
+    tokens = np.zeros((-(-len(prompts) // shards) * shards, max(16, rounded(longest))), np.int32)
     lengths = np.ones(len(tokens), np.int32)
     for i, prompt in enumerate(prompts):
         tokens[i, : len(prompt)] = prompt
         lengths[i] = len(prompt)
-    return tokens.astype(np.int32), lengths
+    return tokens, lengths
+
+
+def rounded(n: int) -> int:
+    """Up to one of four sizes per doubling: few shapes to compile, little padding."""
+    step = 1 << max(0, (n - 1).bit_length() - 3)
+    return -(-max(n, 1) // step) * step

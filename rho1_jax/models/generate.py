@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rho1_jax.errors import InputError
-from rho1_jax.models import decoding, load
+from rho1_jax.models import decoding, llama, load, prefix
 from rho1_jax.models.decoding import GREEDY, Sampling
 from rho1_jax.models.llama import LlamaConfig, Params
 from rho1_jax.models.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def generate(
 
     A row ends before a token of `stop_ids`, at `max_new_tokens`, or when `finished` says so of its
     new tokens, which it is asked every 8 tokens. All stop when all have ended.
-    unstacked: decoding.unstack of the params, for callers who have more than one batch.
+    unstacked: llama.unstack of the params, for callers who have more than one batch.
     """
     rows: list[list[int]] = [[] for _ in prompts]
     for rows in stream(  # noqa: B007
@@ -67,15 +67,17 @@ def stream(
         raise InputError("A prompt has no tokens: begin it with the token that ends documents.")
     if max_new_tokens < 1 or not prompts:
         return
-    tokens, lengths = decoding.padded(prompts, config)
+    n_shared = prefix.shared(prompts, min(map(len, prompts)) - 1, config)
+    before = prefix.read(params, prompts[0][:n_shared], config)
+    tokens, lengths = decoding.padded([prompt[n_shared:] for prompt in prompts], config)
     stop = jnp.array(sorted(stop_ids), jnp.int32)
     n_chunks = -(-max_new_tokens // decoding.CHUNK)
     key, sampling = jax.random.key(sampling.seed), dataclasses.replace(sampling, seed=0)
     state, emitted = decoding.prefill(
-        params, tokens, lengths, stop, key,
+        params, before, tokens, lengths, stop, key,
         config=config, sampling=sampling, n_new=n_chunks * decoding.CHUNK,
     )  # fmt: skip
-    unstacked = unstacked or decoding.unstack(params, config=config)
+    unstacked = unstacked or llama.unstack(params, config)
     rows: list[list[int]] = [[] for _ in prompts]
     done = np.arange(len(tokens)) >= len(prompts)
     written = 1
@@ -95,7 +97,7 @@ def stream(
             more,
             config=config,
             sampling=sampling,
-            n_prompt=tokens.shape[1],
+            n_prompt=n_shared + tokens.shape[1],
         )
         written += more
 

@@ -30,6 +30,7 @@ Everything else in this package sees only `init`, `apply` and the dict.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -48,8 +49,8 @@ from rho1_jax.models.rotary import RopeScaling
 from rho1_jax.models.rowwise import EveryRow, times_transposed
 
 Params = dict[str, Any]
-# q, k, v of a layer -> what attention makes of them, and anything to keep (None in training).
-Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+# q, k, v of a layer, and what it kept before -> what attention makes of them, and what to keep now.
+Attend = Callable[[Array, Array, Array, Any], tuple[Array, Any]]
 
 _INIT_SCALE = 0.02
 _normal = nn.initializers.normal(_INIT_SCALE)
@@ -149,14 +150,16 @@ def apply_and_keep(
     config: LlamaConfig,
     positions: Integer[Array, "B S"] | None = None,
     attend: Attend | None = None,
+    before: Any = None,
     rowwise: Any = None,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "V D"], Any]:
     """`apply` with other positions than 0..S-1 and other attention than causal.
 
-    Last comes what `attend` kept, that of all layers stacked on a leading axis L.
+    Last comes what `attend` kept, that of all layers stacked on a leading axis L, as is `before`,
+    what it kept earlier.
     """
     decoder = Decoder(config, attend, rowwise or EveryRow())
-    outputs: Any = decoder.apply({"params": params}, tokens, positions)
+    outputs: Any = decoder.apply({"params": params}, tokens, positions, before)
     return outputs
 
 
@@ -166,37 +169,42 @@ def unstack(params: Params, config: LlamaConfig) -> Params:
     "layers" is a list of one dict per layer; "head" is always there; matrices are in config.dtype
     and, like the head, stored as [out, in]: see `times_transposed`.
     """
-
-    def one(name: str, x: Array) -> Array:
-        return x if "norm" in name else x.T.astype(config.dtype)
-
     embed = params["embed"].astype(config.dtype)
-    layers = params["layers"].items()
+    places = np.arange(config.n_layers, dtype=np.int32)
     return {
         "embed": embed,
-        "layers": [{name: one(name, x[i]) for name, x in layers} for i in range(config.n_layers)],
+        "layers": [_layer(params["layers"], i, dtype=config.dtype) for i in places],
         "final_norm": params["final_norm"],
         "head": embed if config.tied_head else params["head"].astype(config.dtype),
     }
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _layer(layers: Params, i: Integer[Array, ""], *, dtype: str) -> Params:
+    return {name: x[i] if "norm" in name else x[i].T.astype(dtype) for name, x in layers.items()}
 
 
 def apply_unstacked(
     params: Params,
     tokens: Integer[Array, "B S"],
     positions: Integer[Array, "B S"],
-    attends: Sequence[Attend],
+    before: Sequence[Any],
     *,
     config: LlamaConfig,
+    attend: Attend,
 ) -> tuple[Float[Array, "B S D"], list[Any]]:
-    """Hidden states from the tree of `unstack`, and what each layer's own attention kept."""
+    """Hidden states from the tree of `unstack`, and what `attend` kept in each layer.
+
+    before: what it kept earlier, layer by layer.
+    """
     c = config
     x = _embedded(params["embed"], tokens, c).reshape(-1, c.width)
     angles = rotary.table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
     all_kept = []
-    for i, (layer, attend) in enumerate(zip(params["layers"], attends, strict=True)):
+    for i, (layer, own) in enumerate(zip(params["layers"], before, strict=True)):
         rotates = jnp.array(i not in c.nope_layers) if c.nope_layers else None
         block = Block(c, attend, EveryRow(times_transposed), transposed=True)
-        (x, _), kept = block.apply({"params": layer}, (x, None), angles, rotates)
+        (x, _), kept = block.apply({"params": layer}, (x, None), angles, rotates, own)
         all_kept.append(kept)
     x = _rms_norm(x, params["final_norm"], c.norm_eps)
     return x.reshape(*tokens.shape, c.width), all_kept
@@ -234,7 +242,7 @@ class Decoder(nn.Module):
     rowwise: Any = EveryRow()
 
     @nn.compact
-    def __call__(self, tokens, positions=None):
+    def __call__(self, tokens, positions=None, before=None):
         c = self.config
         batch, seq_len = tokens.shape
         embed = self.param("embed", _normal, (c.vocab_size, c.width))
@@ -244,7 +252,7 @@ class Decoder(nn.Module):
             _remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0),
+            in_axes=(nn.broadcast, 0, 0),
             length=c.n_layers,
             unroll=1 if c.scan_layers else c.n_layers,
         )
@@ -255,7 +263,7 @@ class Decoder(nn.Module):
             rotates = jnp.array([i not in c.nope_layers for i in range(c.n_layers)])
         blocks = layers(c, self.attend, self.rowwise, name="layers")
         stream = x.reshape(-1, c.width), self.rowwise.start(batch, seq_len)
-        (x, marks), kept = blocks(stream, angles, rotates)
+        (x, marks), kept = blocks(stream, angles, rotates, before)
 
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
         x = self.rowwise.finish(x, marks)
@@ -276,9 +284,9 @@ class Block(nn.Module):
     transposed: bool = False
 
     @nn.compact
-    def __call__(self, stream, angles, rotates=None):
+    def __call__(self, stream, angles, rotates=None, before=None):
         """`stream` is x with the marks of `rowwise`, `angles` is rotary.table's; q and k are
-        rotated unless the boolean `rotates` is False."""
+        rotated unless the boolean `rotates` is False. `before` goes to `attend`."""
         c = self.config
         x, marks = stream[0], self.rowwise.enter(stream[1])
         seq_len = angles.shape[-3]
@@ -326,7 +334,7 @@ class Block(nn.Module):
             h = causal_attention(q, k, v, window=c.window, batch_axes=c.batch_axes)
             kept = None
         else:
-            h, kept = self.attend(q, k, v)
+            h, kept = self.attend(q, k, v, before)
         weights = {
             "o": weight("o", (q_width, c.width), into_residual),
             "mlp_norm": self.param("mlp_norm", _ones, (c.width,)),

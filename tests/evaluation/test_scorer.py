@@ -9,7 +9,7 @@ import pytest
 
 from rho1_jax.evaluation import scorer as scorer_file
 from rho1_jax.evaluation.scorer import Scorer
-from rho1_jax.models import generate, llama, tokenizer
+from rho1_jax.models import generate, llama, prefix, tokenizer
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.training import sharding
 
@@ -63,6 +63,19 @@ def test_scores_are_those_of_a_plain_forward_pass(scorer, model, tok):
     assert [seen[i] for i in range(len(results))] == results
 
 
+def test_what_prompts_have_in_common_is_read_once(model, tok, monkeypatch):
+    """Continuations of one and more tokens, one of which lies within what contexts share."""
+    common, reads, read = list(range(10, 80)), [], prefix.read
+    monkeypatch.setattr(prefix, "read", lambda *a: reads.append(len(a[1])) or read(*a))
+    pairs = [(common, [7]), (common, [8, 9]), (common[:-3], common[-3:]), ([*common, 5], [5])]
+    results = Scorer(*model, tok, batch_size=4, max_length=128).score(pairs)
+    assert reads == [64]
+    for pair, (nats, greedy) in zip(pairs, results, strict=True):
+        expected, expected_greedy = plainly(model, *pair)
+        assert nats == pytest.approx(expected, rel=1e-4)
+        assert greedy == expected_greedy
+
+
 def test_what_greedy_decoding_writes_is_greedy(scorer, model, tok):
     context = scorer.encode("one two")
     (written,) = generate.generate(*model, [context], max_new_tokens=6)
@@ -102,12 +115,6 @@ def test_sharded_over_eight_devices_the_scores_are_the_same(scorer, model, tok):
     alone = scorer.score(pairs_of(tok))
     np.testing.assert_allclose([r[0] for r in results], [r[0] for r in alone], rtol=1e-4)
     assert texts == scorer.complete(TEXTS, stop=["\n"], max_new_tokens=5)
-
-
-def test_rounded_sizes_are_few_and_near():
-    sizes = {n: scorer_file._rounded(n) for n in range(1, 2049)}
-    assert all(n <= size <= max(1.25 * n, n + 1) for n, size in sizes.items())
-    assert len(set(sizes.values())) < 50
 
 
 def test_batches_hold_everything_once_and_the_longest_first():

@@ -59,6 +59,10 @@ def test_the_page_holds_tables_and_pictures(tmp_path):
     assert 'src="data:image/png;base64,cGljdHVyZQ=="' in page
     assert "<code>command</code>, seeds" in page
     assert "How many tokens to select?" in page
+    text = everything.markdown(tmp_path, ["select_ratio"])
+    assert text.startswith("# Experiments\n\n## How many tokens to select?")
+    assert "| a |  |\n| b | 1.5 |\n" in text
+    assert "\n\n![x](select_ratio/figure.png)\n" in text
 
 
 def test_controls_are_what_they_say(study):

@@ -43,7 +43,7 @@ def command(folder, tmp_path):
 
 @pytest.mark.slow
 def test_goes_on_after_kill_and_skips_what_is_finished(command, tmp_path, capsys):
-    line = [sys.executable, "-m", "experiments.sweep", *command(steps=120)[1:]]
+    line = [sys.executable, "-m", "experiments.sweep", *command(steps=60)[1:]]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.DEVNULL) as child:
         try:
             checkpoints = wait_for(lambda: saved(tmp_path))
@@ -51,13 +51,13 @@ def test_goes_on_after_kill_and_skips_what_is_finished(command, tmp_path, capsys
             child.kill()  # its processes end by themselves, or the rerun would wait for them
     run = checkpoints[0].parent.parent.parent
     assert not pool.finished(run)
-    assert 0 < max(int(path.name) for path in saved(tmp_path)) < 120
-    sweep.run(command(steps=120))
+    assert 0 < max(int(path.name) for path in saved(tmp_path)) < 60
+    sweep.run(command(steps=60))
     text = capsys.readouterr().out
     assert "resumes at step" in (run / "log.txt").read_text()
     assert text.count("finished") >= 2
     before = {path: path.stat().st_mtime for path in tmp_path.glob("out/runs/*/eval.json")}
-    sweep.run(command(steps=120))
+    sweep.run(command(steps=60))
     assert before == {path: path.stat().st_mtime for path in before}
 
 

@@ -69,7 +69,7 @@ def test_cache_equals_the_full_forward_pass(model):
 def prefilled(params, config):
     tokens, lengths = decoding.padded(RAGGED, config)
     state, _ = decoding.prefill(
-        params, tokens, lengths, jnp.zeros(0, jnp.int32), jax.random.key(0),
+        params, None, tokens, lengths, jnp.zeros(0, jnp.int32), jax.random.key(0),
         config=config, sampling=decoding.GREEDY, n_new=8,
     )  # fmt: skip
     return state, tokens
@@ -79,7 +79,7 @@ def test_logits_of_cached_steps(model):
     """Not only the best token: all logits, after a prefill and 5 steps."""
     params, config = model
     state, tokens = prefilled(params, config)
-    unstacked = decoding.unstack(params, config=config)
+    unstacked = llama.unstack(params, config)
     step = jax.jit(decoding.step, static_argnums=(2, 3))
     rows = [list(prompt) for prompt in RAGGED]
     for n, token in enumerate((9, 8, 7, 6, 5)):
@@ -241,3 +241,9 @@ def test_command_line(writer, tmp_path, capsys):
     assert capsys.readouterr().out == text + "\n"
     assert generate.main([*flags, "--top_p=7"]) == 2
     assert "top_p" in capsys.readouterr().err
+
+
+def test_rounded_sizes_are_few_and_near():
+    sizes = {n: decoding.rounded(n) for n in range(1, 2049)}
+    assert all(n <= size <= max(1.25 * n, n + 1) for n, size in sizes.items())
+    assert len(set(sizes.values())) < 50
