@@ -55,31 +55,57 @@ class Scorer:
         """
         results: list[Scored] = [(0.0, True)] * len(pairs)
         rows = [(context + continuation)[-self.max_length - 1 :] for context, continuation in pairs]
-        for batch in _batches([len(row) for row in rows], self.batch_size):
-            n_scored = [min(len(pairs[i][1]), len(rows[i]) - 1) for i in batch]
-            own_rows = [rows[i] for i in batch]
-            n_asked = min(len(row) - n for row, n in zip(own_rows, n_scored, strict=True))
-            n_shared = prefix.shared(own_rows, n_asked - 1, self.config)
-            before = prefix.read(self.params, own_rows[0][:n_shared], self.config)
-            tokens, lengths = _padded([row[n_shared:] for row in own_rows], self.batch_size)
-            width = rounded(max(n_scored))
-            # The continuation's positions in the row of targets, counted from its end.
-            at = lengths[:, None] - 2 - np.arange(width)[::-1]
-            loss, greedy = _continuations(
-                self.params,
-                before,
-                tokens,
-                lengths - 1,
-                np.maximum(at, 0).astype(np.int32),
-                config=self.config,
+        n_scored = [
+            min(len(continuation), len(row) - 1)
+            for (_, continuation), row in zip(pairs, rows, strict=True)
+        ]
+        # Rows that differ in their last token only are read once.
+        askers: dict[tuple[int, ...], list[int]] = {}
+        for i, row in enumerate(rows):
+            askers.setdefault(tuple(row[:-1]), []).append(i)
+        read = [list(tokens) for tokens in askers]
+        for batch in _batches([len(tokens) for tokens in read], self.batch_size):
+            asked = [(j, i) for j, u in enumerate(batch) for i in askers[tuple(read[u])]]
+            found = self._read(
+                [read[u] for u in batch], [(j, rows[i], n_scored[i]) for j, i in asked]
             )
-            loss, greedy = np.asarray(loss), np.asarray(greedy)
-            for row, (i, n) in enumerate(zip(batch, n_scored, strict=True)):
-                own = slice(width - n, width)
-                nats = float(loss[row, own].sum(dtype=np.float64))
-                results[i] = -nats, bool(greedy[row, own].all())
-                done(i, results[i])
+            for (_, i), result in zip(asked, found, strict=True):
+                results[i] = result
+                done(i, result)
         return results
+
+    def _read(
+        self, read: list[list[int]], asked: Sequence[tuple[int, list[int], int]]
+    ) -> list[Scored]:
+        """asked: which row of `read` is a row but for its last token, that row, and how many of its
+        last tokens are scored."""
+        most = min(len(row) - 1 - n for _, row, n in asked)
+        n_shared = prefix.shared(read, most, self.config)
+        before = prefix.read(self.params, read[0][:n_shared], self.config)
+        tokens, lengths = _padded([row[n_shared:] for row in read], self.batch_size)
+        width = 1 << (max(n for *_, n in asked) - 1).bit_length()
+        n_rows = -(-len(asked) // self.batch_size) * self.batch_size
+        owner, targets = np.zeros(n_rows, np.int32), np.zeros((n_rows, width), np.int32)
+        for i, (j, row, _) in enumerate(asked):
+            owner[i] = j
+            tail = row[-width:]
+            targets[i, width - len(tail) :] = tail
+        at = lengths[owner][:, None] - width + np.arange(width, dtype=np.int32)
+        loss, greedy = _continuations(
+            self.params,
+            before,
+            tokens,
+            lengths,
+            owner,
+            np.maximum(at, 0),
+            targets,
+            config=self.config,
+        )
+        loss, greedy = np.asarray(loss), np.asarray(greedy)
+        return [
+            (-float(loss[i, width - n :].sum(dtype=np.float64)), bool(greedy[i, width - n :].all()))
+            for i, (*_, n) in enumerate(asked)
+        ]
 
     def complete(
         self,
@@ -118,15 +144,17 @@ def _continuations(
     before: Prefix,
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
-    at: Int[Array, "B C"],
+    owner: Int[Array, " R"],
+    at: Int[Array, "R C"],
+    targets: Int[Array, "R C"],
     *,
     config: LlamaConfig,
-) -> tuple[Float[Array, "B C"], Bool[Array, "B C"]]:
-    """-log p of the targets at those positions, and whether they are the likeliest tokens."""
-    hidden, head, _ = prefix.apply_after(params, before, tokens[:, :-1], lengths, config=config)
-    hidden = jnp.take_along_axis(hidden, at[:, :, None], axis=1)
-    targets = jnp.take_along_axis(tokens[:, 1:], at, axis=1)
-    logits = jnp.einsum("bcd,vd->bcv", hidden, head, preferred_element_type=jnp.float32)
+) -> tuple[Float[Array, "R C"], Bool[Array, "R C"]]:
+    """-log p of the targets at positions `at` of rows `owner`; whether they are the likeliest."""
+    hidden, head, _ = prefix.apply_after(params, before, tokens, lengths, config=config)
+    logits = jnp.einsum(
+        "rcd,vd->rcv", hidden[owner[:, None], at], head, preferred_element_type=jnp.float32
+    )
     at_target = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - at_target
     return loss, jnp.argmax(logits, axis=-1) == targets
@@ -140,8 +168,8 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 def _padded(rows: list[list[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n_rows, T] padded on the right, lengths [n_rows]; missing rows are filler."""
-    tokens = np.zeros((n_rows, 1 + rounded(max(map(len, rows)) - 1)), np.int32)
-    lengths = np.full(n_rows, 2, np.int32)
+    tokens = np.zeros((n_rows, rounded(max(map(len, rows)))), np.int32)
+    lengths = np.ones(n_rows, np.int32)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
         lengths[i] = len(row)
