@@ -1,7 +1,8 @@
 """A model as evaluation asks it: log-likelihoods and completions, in batches of similar length."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,7 @@ Scored = tuple[float, bool]  # log-likelihood in nats, and whether greedy decodi
 Pair = tuple[list[int], list[int]]  # tokens of a context and of its continuation
 
 
-# A chat model ends its turn with one of these, where a base model ends the document.
-_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+_TAIL = 32  # tokens: continuations up to so long are read apart from the context they share
 
 
 class Scorer:
@@ -39,9 +39,6 @@ class Scorer:
     ):
         self.params, self.config, self.tokenizer = params, config, tokenizer
         self.batch_size, self.max_length = batch_size, max_length
-        vocabulary = tokenizer.vocabulary
-        ends = {vocabulary.index(name) for name in _TURN_ENDS if name in vocabulary}
-        self._stop_ids = {tokenizer.separator_id} | ends
 
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode([text])[0].ids.tolist()
@@ -59,53 +56,63 @@ class Scorer:
             min(len(continuation), len(row) - 1)
             for (_, continuation), row in zip(pairs, rows, strict=True)
         ]
-        # Rows that differ in their last token only are read once.
+        contexts = Counter(
+            tuple(row[: len(row) - n]) for row, n in zip(rows, n_scored, strict=True)
+        )
+        # What several continuations follow is read once; a lone row all but its last token.
         askers: dict[tuple[int, ...], list[int]] = {}
-        for i, row in enumerate(rows):
-            askers.setdefault(tuple(row[:-1]), []).append(i)
-        read = [list(tokens) for tokens in askers]
+        for i, (row, n) in enumerate(zip(rows, n_scored, strict=True)):
+            context = tuple(row[: len(row) - n])
+            shares = contexts[context] > 1 and n <= _TAIL and prefix.possible(self.config)
+            askers.setdefault(context if shares else tuple(row[:-1]), []).append(i)
+        read = list(askers)
         for batch in _batches([len(tokens) for tokens in read], self.batch_size):
-            asked = [(j, i) for j, u in enumerate(batch) for i in askers[tuple(read[u])]]
-            found = self._read(
-                [read[u] for u in batch], [(j, rows[i], n_scored[i]) for j, i in asked]
-            )
-            for (_, i), result in zip(asked, found, strict=True):
-                results[i] = result
-                done(i, result)
+            asked = [
+                _Asked(j, rows[i], n_scored[i], i)
+                for j, u in enumerate(batch)
+                for i in askers[read[u]]
+            ]
+            for own, result in zip(
+                asked, self._read([list(read[u]) for u in batch], asked), strict=True
+            ):
+                results[own.index] = result
+                done(own.index, result)
         return results
 
-    def _read(
-        self, read: list[list[int]], asked: Sequence[tuple[int, list[int], int]]
-    ) -> list[Scored]:
-        """asked: which row of `read` is a row but for its last token, that row, and how many of its
-        last tokens are scored."""
-        most = min(len(row) - 1 - n for _, row, n in asked)
+    def _read(self, read: list[list[int]], asked: Sequence["_Asked"]) -> list[Scored]:
+        most = min(len(a.row) - 1 - a.n_scored for a in asked)
         n_shared = prefix.shared(read, most, self.config)
         before = prefix.read(self.params, read[0][:n_shared], self.config)
         tokens, lengths = _padded([row[n_shared:] for row in read], self.batch_size)
-        width = 1 << (max(n for *_, n in asked) - 1).bit_length()
         n_rows = -(-len(asked) // self.batch_size) * self.batch_size
-        owner, targets = np.zeros(n_rows, np.int32), np.zeros((n_rows, width), np.int32)
-        for i, (j, row, _) in enumerate(asked):
-            owner[i] = j
-            tail = row[-width:]
-            targets[i, width - len(tail) :] = tail
-        at = lengths[owner][:, None] - width + np.arange(width, dtype=np.int32)
+        width = _power_of_two(max(a.n_scored for a in asked))
+        tail_width = _power_of_two(max(len(a.row) - 1 - len(read[a.owner]) for a in asked))
+        owner, at = np.zeros(n_rows, np.int32), np.zeros((n_rows, width), np.int32)
+        targets, tails = np.zeros_like(at), np.zeros((n_rows, tail_width), np.int32)
+        for i, a in enumerate(asked):
+            owner[i] = a.owner
+            last = a.row[-width:]
+            targets[i, width - len(last) :] = last
+            at[i] = len(a.row) - 1 - n_shared + np.arange(-width, 0)
+            tail = a.row[len(read[a.owner]) : -1]
+            tails[i, : len(tail)] = tail
         loss, greedy = _continuations(
             self.params,
             before,
             tokens,
             lengths,
             owner,
+            tails,
             np.maximum(at, 0),
             targets,
             config=self.config,
         )
         loss, greedy = np.asarray(loss), np.asarray(greedy)
-        return [
-            (-float(loss[i, width - n :].sum(dtype=np.float64)), bool(greedy[i, width - n :].all()))
-            for i, (*_, n) in enumerate(asked)
-        ]
+        found = []
+        for i, a in enumerate(asked):
+            own = slice(width - a.n_scored, width)
+            found.append((-float(loss[i, own].sum(dtype=np.float64)), bool(greedy[i, own].all())))
+        return found
 
     def complete(
         self,
@@ -127,7 +134,7 @@ class Scorer:
                 self.config,
                 [prompts[i] for i in batch],
                 max_new_tokens=max_new_tokens,
-                stop_ids=self._stop_ids,
+                stop_ids=self.tokenizer.end_ids,
                 finished=lambda row: any(s in self.tokenizer.decode(row) for s in stop),
                 sampling=sampling,
                 unstacked=unstacked,
@@ -138,6 +145,15 @@ class Scorer:
         return results
 
 
+class _Asked(NamedTuple):
+    """One request: its row of tokens, of which a row that is read (`owner`) is the beginning."""
+
+    owner: int
+    row: list[int]
+    n_scored: int  # of its last tokens
+    index: int  # of the request
+
+
 @jax.jit(static_argnames="config")
 def _continuations(
     params: Any,
@@ -145,16 +161,28 @@ def _continuations(
     tokens: Int[Array, "B T"],
     lengths: Int[Array, " B"],
     owner: Int[Array, " R"],
+    tails: Int[Array, "R E"],
     at: Int[Array, "R C"],
     targets: Int[Array, "R C"],
     *,
     config: LlamaConfig,
 ) -> tuple[Float[Array, "R C"], Bool[Array, "R C"]]:
-    """-log p of the targets at positions `at` of rows `owner`; whether they are the likeliest."""
-    hidden, head, _ = prefix.apply_after(params, before, tokens, lengths, config=config)
-    logits = jnp.einsum(
-        "rcd,vd->rcv", hidden[owner[:, None], at], head, preferred_element_type=jnp.float32
-    )
+    """-log p of the targets, and whether they are the likeliest.
+
+    They are predicted at positions `at` of row `owner`, and of the tail beyond its length.
+    """
+    hidden, head, kept = prefix.apply_after(params, before, tokens, lengths, config=config)
+    x = hidden[owner[:, None], jnp.minimum(at, tokens.shape[1] - 1)]
+    if tails.shape[1]:
+        whole = lengths + kept[0].shape[3] - tokens.shape[1]
+        after = prefix.apply_tails(params, kept, whole, owner, tails, config=config)
+        beyond = (at - lengths[owner][:, None])[:, :, None]
+        x = jnp.where(
+            beyond < 0,
+            x,
+            jnp.take_along_axis(after, jnp.clip(beyond, 0, tails.shape[1] - 1), axis=1),
+        )
+    logits = jnp.einsum("rcd,vd->rcv", x, head, preferred_element_type=jnp.float32)
     at_target = jnp.take_along_axis(logits, targets[:, :, None], axis=-1)[:, :, 0]
     loss = jax.nn.logsumexp(logits, axis=-1) - at_target
     return loss, jnp.argmax(logits, axis=-1) == targets
@@ -164,6 +192,11 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Indices by length, the longest first: what does not fit is found out at once."""
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return (order[start : start + size] for start in range(0, len(order), size))
+
+
+def _power_of_two(n: int) -> int:
+    """Up to one; 0 stays."""
+    return 1 << (n - 1).bit_length() if n else 0
 
 
 def _padded(rows: list[list[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -36,15 +36,16 @@ def causal_attention(
 
 
 def cached_attention(
-    q: Float[Array, "B 1 H hd"],
+    q: Float[Array, "B S H hd"],
     k: Float[Array, "B K T hd"],
     v: Float[Array, "B K T hd"],
-    visible: Bool[Array, "B T"],
-) -> Float[Array, "B 1 H hd"]:
-    """One query per row against a cache of keys and values, each row with its own mask."""
-    batch, _, _, head_dim = q.shape
-    rows = (q * head_dim**-0.5).reshape(batch, k.shape[1], -1, 1, head_dim)  # [B, K, H/K, 1, hd]
-    return _attend(rows, k, v, visible[:, None, None, None]).reshape(q.shape)
+    visible: Bool[Array, "B S T"],
+) -> Float[Array, "B S H hd"]:
+    """A few queries per row against keys and values laid out by heads, each with its own mask."""
+    batch, seq_len, _, head_dim = q.shape
+    q_rows = (q * head_dim**-0.5).reshape(batch, seq_len, k.shape[1], -1, head_dim)
+    out = _attend(q_rows.transpose(0, 2, 3, 1, 4), k, v, visible[:, None, None])
+    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape)
 
 
 def _cudnn_fits(q: Array) -> bool:

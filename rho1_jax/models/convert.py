@@ -39,7 +39,8 @@ def export(
     # Documents are separated by one token, so it ends one and begins the next.
     ends = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tok.separator_id)
     huggingface.save(folder, params, config, dtype=dtype, more=ends)
-    jsonfile.write(folder / "generation_config.json", ends)
+    # A list, as chat models have it: text is over where a turn is, too.
+    jsonfile.write(folder / "generation_config.json", ends | {"eos_token_id": tok.end_ids})
     _save_tokenizer(folder, tok, config.max_length)
     (folder / "README.md").write_text(card)
 

@@ -135,7 +135,7 @@ def step(params, state: State, c: LlamaConfig, n_prompt: int) -> tuple[Array, li
             jax.lax.dynamic_update_slice_in_dim(old, new.transpose(0, 2, 1, 3), slot, axis=2)
             for old, new in zip(cached, (k, v), strict=True)
         )
-        return cached_attention(q, k, v, visible), (k, v)
+        return cached_attention(q, k, v, visible[:, None]), (k, v)
 
     hidden, cache = llama.apply_unstacked(
         params, state.token[:, None], position[:, None], state.cache, config=c, attend=attend

@@ -118,7 +118,7 @@ def complete(
         config,
         _encoded(tok, texts),
         max_new_tokens=max_new_tokens,
-        stop_ids={tok.separator_id},
+        stop_ids=tok.end_ids,
         finished=lambda row: _cut(tok.decode(row), stop)[1],
         sampling=sampling,
     )
@@ -143,7 +143,7 @@ def stream_text(
         config,
         _encoded(tok, [text]),
         max_new_tokens=max_new_tokens,
-        stop_ids={tok.separator_id},
+        stop_ids=tok.end_ids,
         finished=lambda row: _cut(tok.decode(row), stop)[1],
         sampling=sampling,
     ):

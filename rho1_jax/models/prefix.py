@@ -1,6 +1,7 @@
-"""Prompts that begin alike: what a batch has in common is read once, by one row for all.
+"""Rows that begin alike: what they have in common is read once.
 
-Few-shot prompts differ in their last question only, and so do the answers that are ranked for one.
+Few-shot prompts differ in their last question: all rows of a batch have a prefix in common. Answers
+that are ranked for one question differ in a few tokens at the end: each row has several tails.
 """
 
 import dataclasses
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from rho1_jax.models import llama
-from rho1_jax.models.attention import causal_attention
+from rho1_jax.models.attention import cached_attention, causal_attention
 from rho1_jax.models.llama import LlamaConfig, Params
 
 _UNIT = 32  # tokens: few lengths are compiled
@@ -23,13 +24,17 @@ _UNIT = 32  # tokens: few lengths are compiled
 Prefix = tuple[Array, Array] | None
 
 
+def possible(config: LlamaConfig) -> bool:
+    """Whether a row's first tokens are the same to the model whatever follows them."""
+    return config.rope_scaling is None or config.rope_scaling.kind != "dynamic"
+
+
 def shared(rows: Sequence[Sequence[int]], most: int, config: LlamaConfig) -> int:
     """How many tokens, at most `most`, all rows have in common at their beginning.
 
     A multiple of 32. 0 for a single row, and where angles depend on a row's whole length.
     """
-    dynamic = config.rope_scaling is not None and config.rope_scaling.kind == "dynamic"
-    if len(rows) < 2 or dynamic:
+    if len(rows) < 2 or not possible(config):
         return 0
     # All others lie between these two.
     pairs = zip(min(rows, key=list), max(rows, key=list), strict=False)
@@ -82,3 +87,38 @@ def apply_after(
     return llama.apply_and_keep(
         params, tokens, config=config, positions=positions, attend=attend, before=before
     )
+
+
+def apply_tails(
+    params: Params,
+    kept: Any,
+    lengths: Int[Array, " B"],
+    owner: Int[Array, " R"],
+    tails: Int[Array, "R C"],
+    *,
+    config: LlamaConfig,
+) -> Float[Array, "R C D"]:
+    """Hidden states of tails; tail i follows row owner[i] of those that `apply_after` kept.
+
+    lengths: of those rows, the prefix included.
+    """
+    ends, own = lengths[owner][:, None], jnp.arange(tails.shape[1])
+    positions = ends + own
+    slots = jnp.broadcast_to(jnp.arange(kept[0].shape[3]), (len(owner), kept[0].shape[3]))
+    of_row = jnp.broadcast_to((slots < ends)[:, None], (*tails.shape, slots.shape[1]))
+    of_tail = jnp.broadcast_to(own[:, None] >= own, (*tails.shape, tails.shape[1]))
+    visible = jnp.concatenate([of_row, of_tail], axis=2)
+    if config.window is not None:
+        places = jnp.concatenate([slots, positions], axis=1)
+        visible &= positions[:, :, None] - places[:, None] < config.window
+
+    def attend(q, k, v, before):
+        k, v = (
+            jnp.concatenate([old[owner], new.transpose(0, 2, 1, 3)], axis=2)
+            for old, new in zip(before, (k, v), strict=True)
+        )
+        return cached_attention(q, k, v, visible), None
+
+    return llama.apply_and_keep(
+        params, tails, config=config, positions=positions, attend=attend, before=kept
+    )[0]

@@ -90,6 +90,9 @@ class _SentencePiece:
 _Backend = _HuggingFace | _SentencePiece
 
 
+_TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A vocabulary with its rules; make one with `load` or `train`."""
@@ -107,6 +110,12 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Largest id plus one."""
         return len(self.vocabulary)
+
+    @functools.cached_property
+    def end_ids(self) -> list[int]:
+        """The separator, and where a chat model ends its turn: what a text is over with."""
+        turns = [self.vocabulary.index(name) for name in _TURN_ENDS if name in self.vocabulary]
+        return list(dict.fromkeys([self.separator_id, *turns]))
 
     @functools.cached_property
     def fingerprint(self) -> str:

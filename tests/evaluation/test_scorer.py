@@ -76,18 +76,21 @@ def test_what_prompts_have_in_common_is_read_once(model, tok, monkeypatch):
         assert greedy == expected_greedy
 
 
-def test_rows_that_differ_in_their_last_token_are_read_once(model, tok, monkeypatch):
-    context, read = list(range(10, 20)), []
+@pytest.mark.parametrize("window", [None, 6])
+def test_what_several_continuations_follow_is_read_once(model, tok, monkeypatch, window):
+    params, config = model
+    config = dataclasses.replace(config, window=window)
+    context, other, read = list(range(10, 20)), list(range(30, 37)), []
     continuations = scorer_file._continuations
     monkeypatch.setattr(
         scorer_file, "_continuations", lambda *a, **k: read.append(a[3]) or continuations(*a, **k)
     )
-    pairs = [(context, [i]) for i in (7, 8, 9)]
-    pairs += [(context[:-2], [*context[-2:], 3]), (context, [5, 6])]
-    results = Scorer(*model, tok, batch_size=2, max_length=64).score(pairs)
-    assert [lengths.tolist() for lengths in read] == [[11, 10]]
+    pairs = [(context, [7]), (other, [8, 4, 3]), (context, [5, 6, 7, 8]), (other, [9])]
+    pairs += [(context[:-2], [*context[-2:], 3]), (context, [6])]
+    results = Scorer(params, config, tok, batch_size=2, max_length=64).score(pairs)
+    assert [lengths.tolist() for lengths in read] == [[10, 7]]
     for pair, (nats, greedy) in zip(pairs, results, strict=True):
-        expected, expected_greedy = plainly(model, *pair)
+        expected, expected_greedy = plainly((params, config), *pair)
         assert nats == pytest.approx(expected, rel=1e-4)
         assert greedy == expected_greedy
 

@@ -60,7 +60,8 @@ def test_a_run_becomes_a_folder_that_loads_bit_for_bit(run, tmp_path, capsys):
     jax.tree.map(np.testing.assert_array_equal, again, params)
     assert (same, other.fingerprint) == (config, tok.fingerprint)
     ends = json.loads((out / "generation_config.json").read_text())
-    assert ends["eos_token_id"] == tok.separator_id
+    assert ends["eos_token_id"] == [tok.separator_id]
+    assert ends["pad_token_id"] == tok.separator_id
     # A model that was already exported can be again, in half the bytes.
     half = tmp_path / "half"
     assert convert.main([f"--checkpoint={out}", f"--out={half}", "--dtype=bfloat16"]) == 0

@@ -266,3 +266,11 @@ def test_smollm2_agrees_with_transformers(smollm2_gguf):
     ours = tokenizer.load(smollm2_gguf).encode(texts)
     for text, (ids, _) in zip(texts, ours, strict=True):
         assert theirs(text, add_special_tokens=False)["input_ids"] == ids.tolist()
+
+
+def test_a_text_is_over_where_a_chat_model_ends_its_turn():
+    tok = tokenizer.train(["one two three"] * 5, 300)
+    assert tok.end_ids == [tok.separator_id]
+    chat = tokenizer.train(["one two three"] * 5, 300)
+    chat.__dict__["vocabulary"] = [*chat.vocabulary, None, "<|im_end|>"]
+    assert chat.end_ids == [chat.separator_id, chat.vocab_size - 1]
