@@ -75,8 +75,8 @@ class Scorer:
             for own, result in zip(
                 asked, self._read([list(read[u]) for u in batch], asked), strict=True
             ):
-                results[own.index] = result
-                done(own.index, result)
+                results[own.request] = result
+                done(own.request, result)
         return results
 
     def _read(self, read: list[list[int]], asked: Sequence["_Asked"]) -> list[Scored]:
@@ -151,7 +151,7 @@ class _Asked(NamedTuple):
     owner: int
     row: list[int]
     n_scored: int  # of its last tokens
-    index: int  # of the request
+    request: int  # its number
 
 
 @jax.jit(static_argnames="config")
