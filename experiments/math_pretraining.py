@@ -7,6 +7,7 @@ training); CLM on the corpus mixed with the reference's clean text; a random and
 selection of as many tokens. Base and reference are shown too.
 """
 
+import math
 import sys
 
 from experiments import results, study
@@ -15,10 +16,7 @@ from experiments.study import Study
 
 def run(this: Study) -> None:
     runs = this.run({(m, s): c for s in range(this.seeds) for m, c in this.methods(s).items()})
-    speed = ", ".join(
-        f"{domain} {results.said(results.speedup(runs, 'SLM', domain), digits=2)}"
-        for domain in this.targets
-    )
+    speed = ", ".join(_speed(runs, domain) for domain in this.targets)
     text = [
         results.comparison(runs, [*this.targets, *this.corpus]),
         results.save(this, results.figure_of_curves(runs, this.targets)),
@@ -31,6 +29,13 @@ def run(this: Study) -> None:
         ),
     ]  # fmt: skip
     results.write(this, runs, results.rows(runs), "\n\n".join(text))
+
+
+def _speed(runs: results.Runs, domain: str) -> str:
+    found = results.speedup(runs, "SLM", domain)
+    if math.isinf(found.high):
+        return f"{domain}: no number, CLM improves too little"
+    return f"{domain} {results.said(found, digits=2)}"
 
 
 if __name__ == "__main__":
