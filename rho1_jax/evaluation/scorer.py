@@ -195,8 +195,8 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 
 
 def _power_of_two(n: int) -> int:
-    """Up to one; 0 stays."""
-    return 1 << (n - 1).bit_length() if n else 0
+    """Up to one, and to 8: few shapes to compile. 0 stays."""
+    return max(8, 1 << (n - 1).bit_length()) if n else 0
 
 
 def _padded(rows: list[list[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:

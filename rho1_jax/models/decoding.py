@@ -57,21 +57,24 @@ class State(NamedTuple):
     """Between two tokens."""
 
     token: Int32[Array, " B"]  # the newest, not yet in the cache
-    cache: list[tuple[Array, Array]]  # k and v of each layer, [B, K, P + n_new, hd]
+    cache: list[tuple[Array, Array]]  # k and v of each layer, [B, K, slots, hd]
     lengths: Int32[Array, " B"]  # of the prompts
     n: Int32[Array, ""]  # new tokens in the cache
     done: Bool[Array, " B"]
     key: Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "sampling", "n_new"))
+@functools.partial(jax.jit, static_argnames=("config", "sampling", "n_slots"))
 def prefill(
     params, before: Prefix, tokens, lengths, stop, key, *, config: LlamaConfig,
-    sampling: Sampling, n_new: int,
+    sampling: Sampling, n_slots: int,
 ) -> tuple[State, Int32[Array, "B 1"]]:  # fmt: skip
-    """Read what follows `before`, [B, P] with `lengths` real tokens; each row's first new token."""
+    """Read what follows `before`, [B, P] with `lengths` real tokens; each row's first new token.
+
+    n_slots: of the cache, room for the tokens to come.
+    """
     hidden, head, (k, v) = prefix.apply_after(params, before, tokens, lengths, config=config)
-    room = ((0, 0), (0, 0), (0, n_new), (0, 0))
+    room = ((0, 0), (0, 0), (0, n_slots - k.shape[3]), (0, 0))
     cache = [(jnp.pad(k[i], room), jnp.pad(v[i], room)) for i in range(config.n_layers)]
     last = jnp.take_along_axis(hidden, lengths[:, None, None] - 1, axis=1)
     none = jnp.zeros((), jnp.int32)
@@ -82,13 +85,11 @@ def prefill(
     return _readable(state, jnp.where(done, NOTHING, token)[:, None], config)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("config", "sampling", "n_prompt"), donate_argnames="state"
-)
+@functools.partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="state")
 def decode(
-    params, state: State, stop, limit, *, config: LlamaConfig, sampling: Sampling, n_prompt: int
+    params, state: State, stop, limit, n_prompt, *, config: LlamaConfig, sampling: Sampling
 ) -> tuple[State, Int32[Array, "B C"]]:
-    """Up to `limit` more tokens of every row that is not done."""
+    """Up to `limit` more tokens of every row that is not done; prompts have n_prompt slots."""
 
     def more(carry):
         i, state, _ = carry
@@ -120,8 +121,11 @@ def _readable(state: State, emitted: Array, c: LlamaConfig) -> tuple[State, Arra
     return state._replace(done=done), emitted
 
 
-def step(params, state: State, c: LlamaConfig, n_prompt: int) -> tuple[Array, list]:
-    """Put the newest token into the cache: the logits [B, V] of the next one, and the cache."""
+def step(params, state: State, c: LlamaConfig, n_prompt: Int32[Array, ""]) -> tuple[Array, list]:
+    """Put the newest token into the cache: the logits [B, V] of the next one, and the cache.
+
+    n_prompt: slots that prompts have.
+    """
     position, slot = state.lengths + state.n, n_prompt + state.n
     slots = jnp.arange(state.cache[0][0].shape[2])
     of_prompt = slots < state.lengths[:, None]

@@ -73,9 +73,12 @@ def stream(
     stop = jnp.array(sorted(stop_ids), jnp.int32)
     n_chunks = -(-max_new_tokens // decoding.CHUNK)
     key, sampling = jax.random.key(sampling.seed), dataclasses.replace(sampling, seed=0)
+    n_prompt = n_shared + tokens.shape[1]
+    # Many prompts share few sizes of the cache: tokens are decoded by few programs.
+    n_slots = max(256, decoding.rounded(n_prompt + n_chunks * decoding.CHUNK))
     state, emitted = decoding.prefill(
         params, before, tokens, lengths, stop, key,
-        config=config, sampling=sampling, n_new=n_chunks * decoding.CHUNK,
+        config=config, sampling=sampling, n_slots=n_slots,
     )  # fmt: skip
     unstacked = unstacked or llama.unstack(params, config)
     rows: list[list[int]] = [[] for _ in prompts]
@@ -95,9 +98,9 @@ def stream(
             state._replace(done=jnp.asarray(done)),
             stop,
             more,
+            n_prompt,
             config=config,
             sampling=sampling,
-            n_prompt=n_shared + tokens.shape[1],
         )
         written += more
 

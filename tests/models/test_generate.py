@@ -70,7 +70,7 @@ def prefilled(params, config):
     tokens, lengths = decoding.padded(RAGGED, config)
     state, _ = decoding.prefill(
         params, None, tokens, lengths, jnp.zeros(0, jnp.int32), jax.random.key(0),
-        config=config, sampling=decoding.GREEDY, n_new=8,
+        config=config, sampling=decoding.GREEDY, n_slots=tokens.shape[1] + 8,
     )  # fmt: skip
     return state, tokens
 
@@ -80,7 +80,7 @@ def test_logits_of_cached_steps(model):
     params, config = model
     state, tokens = prefilled(params, config)
     unstacked = llama.unstack(params, config)
-    step = jax.jit(decoding.step, static_argnums=(2, 3))
+    step = jax.jit(decoding.step, static_argnums=2)
     rows = [list(prompt) for prompt in RAGGED]
     for n, token in enumerate((9, 8, 7, 6, 5)):
         state = state._replace(token=jnp.full(3, token, jnp.int32), n=jnp.array(n))
