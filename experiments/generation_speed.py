@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import transformers
 
-from rho1_jax.models import generate, huggingface, llama, presets
+from rho1_jax.models import decoding, generate, huggingface, llama, presets
 
 BATCH, PROMPT, NEW = 8, 32, 128
 
@@ -40,7 +40,7 @@ def main() -> None:
         theirs: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     prompts = np.random.default_rng(0).integers(0, config.vocab_size, (BATCH, PROMPT))
 
-    unstacked = llama.unstack(params, config)
+    unstacked = decoding.unstack(params, config)
 
     def ours() -> list[list[int]]:
         return generate.generate(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from rho1_jax.models import generate, llama, prefix
+from rho1_jax.models import decoding, generate, prefix
 from rho1_jax.models.decoding import rounded
 from rho1_jax.models.generate import Sampling
 from rho1_jax.models.llama import LlamaConfig
@@ -127,7 +127,7 @@ class Scorer:
         results = [""] * len(texts)
         room = self.max_length - max_new_tokens
         prompts = [self.encode(text)[-room:] or [self.tokenizer.separator_id] for text in texts]
-        unstacked = llama.unstack(self.params, self.config)
+        unstacked = decoding.unstack(self.params, self.config)
         for batch in _batches([len(p) for p in prompts], self.batch_size):
             rows = generate.generate(
                 self.params,

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int32
 from rho1_jax.errors import InputError
 from rho1_jax.models import llama, prefix
 from rho1_jax.models.attention import cached_attention
-from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.models.llama import LlamaConfig, Params
 from rho1_jax.models.prefix import Prefix
 from rho1_jax.models.rowwise import times_transposed
 
@@ -83,6 +83,27 @@ def prefill(
     lengths += k.shape[3] - tokens.shape[1]
     state = State(token, cache, lengths, none, done, key)
     return _readable(state, jnp.where(done, NOTHING, token)[:, None], config)
+
+
+def unstack(params: Params, config: LlamaConfig) -> Params:
+    """Another tree for llama.apply_unstacked, which then neither slices nor casts a weight.
+
+    "layers" is a list of one dict per layer; "head" is always there; matrices are in config.dtype
+    and, like the head, stored as [out, in]: see `times_transposed`.
+    """
+    embed = params["embed"].astype(config.dtype)
+    places = np.arange(config.n_layers, dtype=np.int32)
+    return {
+        "embed": embed,
+        "layers": [_layer(params["layers"], i, dtype=config.dtype) for i in places],
+        "final_norm": params["final_norm"],
+        "head": embed if config.tied_head else params["head"].astype(config.dtype),
+    }
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _layer(layers, i: Int32[Array, ""] | np.int32, *, dtype: str) -> Params:
+    return {name: x[i] if "norm" in name else x[i].T.astype(dtype) for name, x in layers.items()}
 
 
 @functools.partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="state")

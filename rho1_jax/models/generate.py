@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rho1_jax.errors import InputError
-from rho1_jax.models import decoding, llama, load, prefix
+from rho1_jax.models import decoding, load, prefix
 from rho1_jax.models.decoding import GREEDY, Sampling
 from rho1_jax.models.llama import LlamaConfig, Params
 from rho1_jax.models.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def generate(
 
     A row ends before a token of `stop_ids`, at `max_new_tokens`, or when `finished` says so of its
     new tokens, which it is asked every 8 tokens. All stop when all have ended.
-    unstacked: llama.unstack of the params, for callers who have more than one batch.
+    unstacked: decoding.unstack of the params, for callers who have more than one batch.
     """
     rows: list[list[int]] = [[] for _ in prompts]
     for rows in stream(  # noqa: B007
@@ -80,7 +80,7 @@ def stream(
         params, before, tokens, lengths, stop, key,
         config=config, sampling=sampling, n_slots=n_slots,
     )  # fmt: skip
-    unstacked = unstacked or llama.unstack(params, config)
+    unstacked = unstacked or decoding.unstack(params, config)
     rows: list[list[int]] = [[] for _ in prompts]
     done = np.arange(len(tokens)) >= len(prompts)
     written = 1

@@ -30,7 +30,6 @@ Everything else in this package sees only `init`, `apply` and the dict.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -163,27 +162,6 @@ def apply_and_keep(
     return outputs
 
 
-def unstack(params: Params, config: LlamaConfig) -> Params:
-    """Another tree for `apply_unstacked`, which then neither slices nor casts a weight.
-
-    "layers" is a list of one dict per layer; "head" is always there; matrices are in config.dtype
-    and, like the head, stored as [out, in]: see `times_transposed`.
-    """
-    embed = params["embed"].astype(config.dtype)
-    places = np.arange(config.n_layers, dtype=np.int32)
-    return {
-        "embed": embed,
-        "layers": [_layer(params["layers"], i, dtype=config.dtype) for i in places],
-        "final_norm": params["final_norm"],
-        "head": embed if config.tied_head else params["head"].astype(config.dtype),
-    }
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _layer(layers: Params, i: Integer[Array, ""], *, dtype: str) -> Params:
-    return {name: x[i] if "norm" in name else x[i].T.astype(dtype) for name, x in layers.items()}
-
-
 def apply_unstacked(
     params: Params,
     tokens: Integer[Array, "B S"],
@@ -193,7 +171,7 @@ def apply_unstacked(
     config: LlamaConfig,
     attend: Attend,
 ) -> tuple[Float[Array, "B S D"], list[Any]]:
-    """Hidden states from the tree of `unstack`, and what `attend` kept in each layer.
+    """Hidden states from the tree of decoding.unstack, and what `attend` kept in each layer.
 
     before: what it kept earlier, layer by layer.
     """

@@ -88,8 +88,6 @@ class _SentencePiece:
 
 
 _Backend = _HuggingFace | _SentencePiece
-
-
 _TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>")
 
 

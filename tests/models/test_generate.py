@@ -79,7 +79,7 @@ def test_logits_of_cached_steps(model):
     """Not only the best token: all logits, after a prefill and 5 steps."""
     params, config = model
     state, tokens = prefilled(params, config)
-    unstacked = llama.unstack(params, config)
+    unstacked = decoding.unstack(params, config)
     step = jax.jit(decoding.step, static_argnums=2)
     rows = [list(prompt) for prompt in RAGGED]
     for n, token in enumerate((9, 8, 7, 6, 5)):
