@@ -81,7 +81,7 @@ def markdown(out: Path, names: list[str]) -> str:
         title, about = _about(name)
         summary = (out / name / "summary.md").read_text().strip()
         sections += [f"## {title}", *about, re.sub(r"\]\((\w+\.png)\)", rf"]({name}/\1)", summary)]
-    return "\n\n".join(sections) + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n\n".join(sections)) + "\n"
 
 
 def _about(name: str) -> tuple[str, list[str]]:

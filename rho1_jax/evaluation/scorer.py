@@ -56,30 +56,25 @@ class Scorer:
             min(len(continuation), len(row) - 1)
             for (_, continuation), row in zip(pairs, rows, strict=True)
         ]
-        contexts = Counter(
-            tuple(row[: len(row) - n]) for row, n in zip(rows, n_scored, strict=True)
-        )
+        contexts = [tuple(row[: len(row) - n]) for row, n in zip(rows, n_scored, strict=True)]
+        times = Counter(contexts)
         # What several continuations follow is read once; a lone row all but its last token.
         askers: dict[tuple[int, ...], list[int]] = {}
-        for i, (row, n) in enumerate(zip(rows, n_scored, strict=True)):
-            context = tuple(row[: len(row) - n])
-            shares = contexts[context] > 1 and n <= _TAIL and prefix.possible(self.config)
-            askers.setdefault(context if shares else tuple(row[:-1]), []).append(i)
+        for i, context in enumerate(contexts):
+            shares = times[context] > 1 and n_scored[i] <= _TAIL and prefix.possible(self.config)
+            askers.setdefault(context if shares else tuple(rows[i][:-1]), []).append(i)
         read = list(askers)
         for batch in _batches([len(tokens) for tokens in read], self.batch_size):
-            asked = [
-                _Asked(j, rows[i], n_scored[i], i)
-                for j, u in enumerate(batch)
-                for i in askers[read[u]]
-            ]
-            for own, result in zip(
-                asked, self._read([list(read[u]) for u in batch], asked), strict=True
-            ):
-                results[own.request] = result
-                done(own.request, result)
+            requests = [(j, i) for j, u in enumerate(batch) for i in askers[read[u]]]
+            asked = [_Asked(j, rows[i], n_scored[i]) for j, i in requests]
+            found = self._read([read[u] for u in batch], asked)
+            for (_, i), result in zip(requests, found, strict=True):
+                results[i] = result
+                done(i, result)
         return results
 
-    def _read(self, read: list[list[int]], asked: Sequence["_Asked"]) -> list[Scored]:
+    def _read(self, read: Sequence[Sequence[int]], asked: Sequence["_Asked"]) -> list[Scored]:
+        """The results of requests whose rows begin with those of `read`."""
         most = min(len(a.row) - 1 - a.n_scored for a in asked)
         n_shared = prefix.shared(read, most, self.config)
         before = prefix.read(self.params, read[0][:n_shared], self.config)
@@ -151,7 +146,6 @@ class _Asked(NamedTuple):
     owner: int
     row: list[int]
     n_scored: int  # of its last tokens
-    request: int  # its number
 
 
 @jax.jit(static_argnames="config")
@@ -199,7 +193,7 @@ def _power_of_two(n: int) -> int:
     return max(8, 1 << (n - 1).bit_length()) if n else 0
 
 
-def _padded(rows: list[list[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+def _padded(rows: Sequence[Sequence[int]], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """tokens [n_rows, T] padded on the right, lengths [n_rows]; missing rows are filler."""
     tokens = np.zeros((n_rows, rounded(max(map(len, rows)))), np.int32)
     lengths = np.ones(n_rows, np.int32)

@@ -20,7 +20,8 @@ def causal_attention(
 ) -> Float[Array, "B S H hd"]:
     """Softmax attention in which position s sees s - window + 1 .. s (None: 0 .. s).
 
-    Keys and values are those of T >= S positions, queries those of the last S of them.
+    Keys and values are those of T >= S positions, queries those of the last S of them; the kernels
+    are for T = S.
     Query heads h*H/K .. (h+1)*H/K - 1 share key-value head h; k and v are never repeated.
     Scores and softmax are float32 whatever the inputs are. batch_axes: mesh axes that B lies on.
     """

@@ -181,7 +181,7 @@ def apply_unstacked(
     all_kept = []
     for i, (layer, own) in enumerate(zip(params["layers"], before, strict=True)):
         rotates = jnp.array(i not in c.nope_layers) if c.nope_layers else None
-        block = Block(c, attend, EveryRow(times_transposed), transposed=True)
+        block = Block(c, attend, transposed=True)
         (x, _), kept = block.apply({"params": layer}, (x, None), angles, rotates, own)
         all_kept.append(kept)
     x = _rms_norm(x, params["final_norm"], c.norm_eps)
@@ -297,6 +297,7 @@ class Block(nn.Module):
             return matmul(h, w)
 
         def after_attention(dot, w, x, h):
+            dot = matmul if self.transposed else dot
             attended = dot(h, w["o"])
             h = _rms_norm(x + attended, w["mlp_norm"], c.norm_eps)
             return attended + matmul(nn.silu(dot(h, w["gate"])) * dot(h, w["up"]), w["down"])

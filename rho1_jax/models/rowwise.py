@@ -1,7 +1,6 @@
 """The seam between a block and its backward pass: how what acts on single rows is called."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,10 +13,7 @@ class EveryRow:
     """Calls functions of rows plainly: the exact backward pass. `marks` pass through untouched.
 
     Another object with these methods may go back through fewer rows (slm/backward.py).
-    dot: the product that the functions are given.
     """
-
-    dot: Callable = jnp.matmul
 
     def start(self, batch: int, seq_len: int) -> Any:  # noqa: ARG002
         """The marks that accompany the residual stream."""
@@ -29,7 +25,7 @@ class EveryRow:
 
     def __call__(self, f, marks, weights, *xs):
         """f(dot, weights, *xs), f acting on each row of the xs [N, ...] by itself."""
-        return f(self.dot, weights, *xs), marks
+        return f(jnp.matmul, weights, *xs), marks
 
     def finish(self, hidden, marks):  # noqa: ARG002
         """Called at the top of the model."""

@@ -93,10 +93,10 @@ def test_self_reference_reads_no_clean_text(study):
 
 
 def test_a_weak_reference_is_trained_on_clean_text_only(study):
-    c = weak_to_strong.weak_reference(study, 0, {"model.preset": "nano"})
+    c = weak_to_strong.weak_reference(study, 0, {"model.preset": "micro"})
     weights = {name: domain.weight for name, domain in c.data.corpus.items()}
     assert weights == {"web": 0.0, "sums": 0.0, "clean": 1.0}
-    assert pool.config_of(pool._needs(pool.place(study.pool, c))[0]).model.preset == "nano"
+    assert pool.config_of(pool._needs(pool.place(study.pool, c))[0]).model.preset == "micro"
 
 
 def test_general_text_needs_text(study):
