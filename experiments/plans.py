@@ -39,7 +39,8 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A model on a slice. rows: of seq_len targets, for each part that the batch is split in."""
+    """A model on a slice. rows: of seq_len targets, for each part that the batch is split in;
+    sequence: devices that each row is cut over."""
 
     preset: str
     topology: str
@@ -49,11 +50,13 @@ class Case:
     seq_len: int
     method: str
     rings: bool = True
+    sequence: int = 1
 
     @property
     def name(self) -> str:
+        cut = f" over {self.sequence}" if self.sequence > 1 else ""
         rings = "" if self.rings else " without rings"
-        return f"{self.preset} {self.topology} {self.seq_len} {self.method}{rings}"
+        return f"{self.preset} {self.topology} {self.seq_len}{cut} {self.method}{rings}"
 
 
 def cases() -> list[Case]:
@@ -67,6 +70,11 @@ def cases() -> list[Case]:
         ("llama-3-405b", "v5p-4096", 256, 8, 1, 8192),
     ]
     out = [Case(*plan, method) for plan in plans for method in METHODS]
+    long_rows = [
+        ("mistral-7b", "v5p-64", 8, 1, 1, 32_768),
+        ("llama-3-70b", "v5p-256", 32, 1, 1, 32_768),
+    ]
+    out += [Case(*plan, method, sequence=4) for plan in long_rows for method in METHODS]
     out += [Case(*plan, method, False) for plan in plans[1:3] for method in METHODS]
     return [*out, *scaling()]
 
@@ -86,9 +94,9 @@ def config_of(case: Case) -> ConfigDict:
     c.tokenizer.source = "init"
     c.data.seq_len = case.seq_len
     c.data.corpus.corpus = c.data.clean.clean = source("files:corpus/*")
-    c.mesh.update(data=1, fsdp=case.fsdp, tensor=case.tensor)
+    c.mesh.update(data=1, fsdp=case.fsdp, sequence=case.sequence, tensor=case.tensor)
     c.train.update(batch_size=case.rows * case.fsdp, steps=10_000)
-    c.loss_chunk_tokens = 4096 * case.fsdp
+    c.loss_chunk_tokens = 4096 * case.fsdp * case.sequence
     c.update_from_flattened_dict(METHODS[case.method])
     return c
 
@@ -139,12 +147,13 @@ def write(path: Path, new: dict[str, object]) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """The plans in Markdown: the slice, a step, a day."""
     lines = [
-        "| model | slice | mesh fsdp x tensor | rows x targets | method | peak of HBM, GiB "
-        "| step, s | links, s | MFU | tokens a day |",
+        "| model | slice | mesh fsdp x sequence x tensor | rows x targets | method "
+        "| peak of HBM, GiB | step, s | links, s | MFU | tokens a day |",
         "| --- " * 10 + "|",
     ]
     for r in rows:
-        plan = [r["preset"], r["topology"], f"{r['fsdp']} x {r['tensor']}"]
+        mesh = f"{r['fsdp']} x {r.get('sequence') or 1} x {r['tensor']}"  # some rows are older
+        plan = [r["preset"], r["topology"], mesh]
         plan += [f"{int(r['rows']) * int(r['fsdp'])} x {r['seq_len']}", r["method"]]
         if r.get("does_not_fit"):
             lines.append("| " + " | ".join([*plan, r["does_not_fit"], "", "", "", ""]) + " |")
@@ -170,7 +179,8 @@ def comparison(rows: list[dict[str, str]]) -> str:
 def tables(rows: list[dict[str, str]]) -> tuple[str, str]:
     """The plans, and the comparison."""
     ours = [r for r in rows if r["rings"] == "True"]
-    return table(ours), comparison([r for r in rows if r["topology"] in COMPARED])
+    whole = [r for r in rows if (r.get("sequence") or "1") == "1"]
+    return table(ours), comparison([r for r in whole if r["topology"] in COMPARED])
 
 
 def figure(rows: list[dict[str, str]], path: Path) -> None:

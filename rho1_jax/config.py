@@ -80,7 +80,9 @@ def default_config() -> ConfigDict:
     c.checkpoint.every = 100  # steps
     c.checkpoint.keep = 2
     c.log_every = 1
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    # Devices over which rows (data, fsdp), parameters (fsdp, sequence), each row along its length
+    # (sequence) and each layer (tensor) are split; one may be -1 and takes the rest.
+    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
     return c
 
 
@@ -114,7 +116,7 @@ def sources(domains: ConfigDict) -> dict[str, Source]:
     }
 
 
-def selection(config: ConfigDict, n_shards: int) -> Selection:
+def selection(config: ConfigDict, n_shards: int, row_parts: int = 1) -> Selection:
     """The `select` section; InputError if it makes no sense."""
     s = config.select
     try:
@@ -125,7 +127,10 @@ def selection(config: ConfigDict, n_shards: int) -> Selection:
             "(('reference', 1.0), ('entropy', 1.0))."
         ) from error
     final_ratio = s.final_ratio or None
-    return Selection(s.score, s.ratio, s.scope, parts, n_shards, s.floor, final_ratio, s.schedule)
+    return Selection(
+        s.score, s.ratio, s.scope, parts, n_shards, s.floor, final_ratio, s.schedule,
+        row_parts=row_parts,
+    )  # fmt: skip
 
 
 def validate(config: ConfigDict) -> None:

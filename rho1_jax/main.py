@@ -108,6 +108,7 @@ def run(
     config_lib.validate(config)
     mesh = sharding.make_mesh(**config.mesh)
     sharding.require_divisible(config.score.batch_size, 1, mesh, "score")
+    sharding.require_even_cut(config.data.seq_len, mesh)
     with hosts.together():
         if hosts.first():
             _claim(folder, config)

@@ -50,7 +50,9 @@ class Run:
     ):
         self.config, self.folder, self.mesh, self.stop = config, folder, mesh, stop
         self.beam_runner = beam_runner
-        self.selection = config_lib.selection(config, sharding.n_batch_shards(mesh))
+        self.selection = config_lib.selection(
+            config, sharding.n_batch_shards(mesh), mesh.shape["sequence"]
+        )
         self.key = jax.random.key(config.seed)
 
     @functools.cached_property
@@ -224,7 +226,7 @@ class Run:
             shape,
             dtype=dtype,
             remat=remat,
-            batch_axes=sharding.BATCH_AXES,
+            batch_axes=sharding.token_axes(self.mesh),
             scan_layers=not unrolled,
         )
 

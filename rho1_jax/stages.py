@@ -240,9 +240,13 @@ def _warn_of_overtaken_reference(result: Mapping[str, Any], c: ConfigDict) -> No
 
 
 def _benchmarks(run: Run, params: Any, shape: LlamaConfig) -> dict[str, Any]:
-    """Benchmarks of a model; of several hosts the first runs them, on its own devices."""
+    """Benchmarks of a model; of several hosts the first runs them, on its own devices.
+
+    Rows of all lengths are not cut over devices: then tensor takes the place of sequence.
+    """
     batch_size, mesh = run.config.score.batch_size, run.mesh
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 or mesh.shape["sequence"] > 1:
+        shape = dataclasses.replace(shape, batch_axes=sharding.BATCH_AXES)
         mine = jax.local_devices()
         mesh = sharding.make_mesh(1, math.gcd(batch_size, len(mine)), -1, devices=mine)
         params = jax.device_put(params, sharding.parameter_shardings(params, mesh))

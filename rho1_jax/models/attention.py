@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float
 
-from rho1_jax.models import splash
+from rho1_jax.models import placement, splash
+from rho1_jax.models.placement import Axes
 
 _BLOCK = 128
 
@@ -16,18 +17,22 @@ def causal_attention(
     v: Float[Array, "B T K hd"],
     *,
     window: int | None = None,
-    batch_axes: tuple[str, ...] | None = None,
+    batch_axes: Axes = None,
 ) -> Float[Array, "B S H hd"]:
     """Softmax attention in which position s sees s - window + 1 .. s (None: 0 .. s).
 
     Keys and values are those of T >= S positions, queries those of the last S of them; the kernels
     are for T = S.
     Query heads h*H/K .. (h+1)*H/K - 1 share key-value head h; k and v are never repeated.
-    Scores and softmax are float32 whatever the inputs are. batch_axes: mesh axes that B lies on.
+    Scores and softmax are float32 whatever the inputs are. batch_axes: mesh axes that tokens are
+    split over (placement.py); where they cut rows, each device gathers the keys and values of its
+    rows and attends with its own queries.
     """
     square = q.shape[1] == k.shape[1]
     if square and splash.fits(q, k, batch_axes):
         return splash.attention(q, k, v, window=window, batch_axes=batch_axes)
+    if placement.parts(batch_axes) > 1:
+        return _attend_in_parts(q, k, v, window, batch_axes)
     if not square or not _cudnn_fits(q):
         return _attend_in_blocks(q, k, v, window)
     local = None if window is None else (window - 1, 0)
@@ -74,18 +79,42 @@ def _attend_in_blocks(q: Array, k: Array, v: Array, window: int | None) -> Array
         first_key = 0 if window is None else max(0, earlier + start - window + 1)
         keys = slice(first_key, earlier + stop)
         distance = earlier + jnp.arange(start, stop)[:, None] - jnp.arange(keys.start, keys.stop)
-        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        visible = _visible(distance, window)
         blocks.append(_attend(q[..., start:stop, :], k[:, :, keys], v[:, :, keys], visible))
     out = jnp.concatenate(blocks, axis=3)
     return out.transpose(0, 3, 1, 2, 4).reshape(batch, seq_len, n_heads, head_dim)
 
 
+def _attend_in_parts(q: Array, k: Array, v: Array, window: int | None, batch_axes: Axes) -> Array:
+    """As in blocks, but of every device's part P of the rows at once; the mask alone says which
+    keys each part's queries see."""
+    batch, seq_len, n_heads, head_dim = q.shape
+    parts = placement.parts(batch_axes)
+    q = (q * head_dim**-0.5).reshape(batch, parts, -1, k.shape[2], n_heads // k.shape[2], head_dim)
+    q = q.transpose(0, 3, 1, 4, 2, 5)  # [B, K, P, H/K, S/P, hd]
+    k, v = (placement.whole_rows(x.transpose(0, 2, 1, 3), batch_axes) for x in (k, v))
+    positions = jnp.arange(seq_len).reshape(parts, 1, -1, 1)
+
+    blocks = []
+    for start in range(0, seq_len // parts, _BLOCK):
+        block = slice(start, start + _BLOCK)
+        visible = _visible(positions[:, :, block] - jnp.arange(seq_len), window)
+        blocks.append(_attend(q[..., block, :], k, v, visible))
+    out = jnp.concatenate(blocks, axis=4)
+    return out.transpose(0, 2, 4, 1, 3, 5).reshape(batch, seq_len, n_heads, head_dim)
+
+
+def _visible(distance: Array, window: int | None) -> Array:
+    """Whether a query sees the key that lies `distance` before it."""
+    return distance >= 0 if window is None else (distance >= 0) & (distance < window)
+
+
 def _attend(q: Array, k: Array, v: Array, visible: Array) -> Array:
-    """q [B, K, G, s, hd], k and v [B, K, t, hd], visible [.., s, t] -> [B, K, G, s, hd]."""
+    """q [B, K, .., s, hd], k and v [B, K, t, hd], visible [.., s, t] -> [B, K, .., s, hd]."""
     # A group's queries are rows of one matrix: the shared keys are read once.
     rows = q.reshape(*q.shape[:2], -1, q.shape[-1])
     scores = jnp.einsum("bkrd,bktd->bkrt", rows, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(*q.shape[:4], -1)
+    scores = scores.reshape(*q.shape[:-1], -1)
     scores = jnp.where(visible, scores, -jnp.inf)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     total = weights.sum(axis=-1, keepdims=True)

@@ -43,7 +43,7 @@ from jaxtyping import Array, Float, Integer
 from rho1_jax.errors import InputError
 from rho1_jax.models import rotary
 from rho1_jax.models.attention import causal_attention
-from rho1_jax.models.placement import by_rows, gathered
+from rho1_jax.models.placement import by_tokens, gathered
 from rho1_jax.models.rotary import RopeScaling
 from rho1_jax.models.rowwise import EveryRow, times_transposed
 
@@ -84,7 +84,7 @@ class LlamaConfig:
     dtype: str = "float32"  # of the computation; parameters are float32 unless the caller casts
     remat: str = "none"  # "none" | "dots" (keep matrix products) | "full" (keep block inputs)
     scan_layers: bool = True  # False: the same stacked parameters, the loop unrolled
-    batch_axes: tuple[str, ...] | None = None  # mesh axes the batch is split over
+    batch_axes: tuple[str, ...] | None = None  # mesh axes tokens are split over: placement.py
 
     def __post_init__(self):
         if self.n_heads % self.n_kv_heads:
@@ -176,7 +176,7 @@ def apply_unstacked(
     before: what it kept earlier, layer by layer.
     """
     c = config
-    x = _embedded(params["embed"], tokens, c).reshape(-1, c.width)
+    x = _embedded(params["embed"], tokens, c)
     angles = rotary.table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
     all_kept = []
     for i, (layer, own) in enumerate(zip(params["layers"], before, strict=True)):
@@ -240,7 +240,7 @@ class Decoder(nn.Module):
         if c.nope_layers:
             rotates = jnp.array([i not in c.nope_layers for i in range(c.n_layers)])
         blocks = layers(c, self.attend, self.rowwise, name="layers")
-        stream = x.reshape(-1, c.width), self.rowwise.start(batch, seq_len)
+        stream = x, self.rowwise.start(batch, seq_len)
         (x, marks), kept = blocks(stream, angles, rotates, before)
 
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
@@ -326,7 +326,8 @@ class Block(nn.Module):
 
 
 def _embedded(embed: Array, tokens: Array | np.ndarray, c: LlamaConfig) -> Array:
-    return by_rows(embed[tokens].astype(c.dtype), c.batch_axes)
+    """The residual stream [N, D] of tokens [B, S]."""
+    return by_tokens(embed[tokens.reshape(-1)].astype(c.dtype), c.batch_axes)
 
 
 def _remat(block, config: LlamaConfig):

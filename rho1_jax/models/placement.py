@@ -1,27 +1,51 @@
 """Where the model's arrays lie on a mesh, said wherever the compiler would not find it by itself.
 
-`batch_axes` are the mesh axes that rows are split over, None without a mesh. Over all other axes
+`batch_axes` are the mesh axes that tokens are split over, None without a mesh: whole rows over the
+first, and each row along its length over the last, where that is SEQUENCE. Over all other axes
 heads, feed-forward and vocabulary are.
 """
+
+import math
 
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 Axes = tuple[str, ...] | None
+SEQUENCE = "sequence"
+
+
+def split(batch_axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The axes that whole rows lie on, and those (one at most) that cut them."""
+    axes = batch_axes or ()
+    rows = tuple(axis for axis in axes if axis != SEQUENCE)
+    return rows, axes[len(rows) :]
+
+
+def parts(batch_axes: Axes) -> int:
+    """How many devices each row is cut over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return math.prod(mesh.shape[axis] for axis in split(batch_axes)[1])
 
 
 def other_axes(batch_axes: Axes) -> tuple[str, ...]:
-    """The axes of the mesh in use that rows are not split over."""
+    """The axes of the mesh in use that tokens are not split over."""
     names = jax.sharding.get_abstract_mesh().axis_names
     return tuple(name for name in names if name not in (batch_axes or ()))
 
 
-def by_rows(x: Array, batch_axes: Axes) -> Array:
-    """Activations [B, ...], split by rows alone."""
+def by_tokens(x: Array, batch_axes: Axes) -> Array:
+    """Activations [N = B*S, ...], split by tokens alone."""
     if batch_axes is None:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(batch_axes))
+
+
+def whole_rows(x: Array, batch_axes: Axes) -> Array:
+    """Keys or values [B, K, S, hd], each row whole; over the other axes as they are."""
+    rows, _ = split(batch_axes)
+    spec = PartitionSpec(rows, PartitionSpec.UNCONSTRAINED)
+    return jax.lax.with_sharding_constraint(x, spec)
 
 
 def gathered(w: Array, batch_axes: Axes, *, axis: int) -> Array:

@@ -1,20 +1,22 @@
 """Splash attention, the flash attention kernel that JAX has for TPUs, laid over a mesh.
 
 The compiler cannot split a kernel over devices: each device runs one on its own rows and heads.
+Where rows are cut, it runs one on its own queries, against the keys and values of whole rows.
 """
 
-import functools
 import math
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float
 
-from rho1_jax.models.placement import Axes, other_axes
+from rho1_jax.models import placement
+from rho1_jax.models.placement import Axes
 
-_BLOCKS = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides the sequence
+_BLOCKS = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides a device's
 
 
 def fits(q: Array, k: Array, batch_axes: Axes) -> bool:
@@ -26,9 +28,9 @@ def fits(q: Array, k: Array, batch_axes: Axes) -> bool:
     device = mesh.abstract_device
     if (device.platform if device else jax.default_backend()) != "tpu":
         return False
-    rows, heads = (math.prod(mesh.shape[a] for a in axes) for axes in _split(batch_axes))
+    rows, sequence, heads = (math.prod(mesh.shape[a] for a in axes) for axes in _split(batch_axes))
     whole = q.shape[0] % rows == 0 and k.shape[2] % heads == 0
-    return whole and q.shape[1] % _BLOCKS[-1] == 0
+    return whole and q.shape[1] % (sequence * _BLOCKS[-1]) == 0
 
 
 def attention(
@@ -40,38 +42,53 @@ def attention(
     batch_axes: Axes,
     interpret: bool = False,
 ) -> Float[Array, "B S H hd"]:
-    """What `causal_attention` says, rows split over `batch_axes`, heads over all other mesh axes.
+    """What `causal_attention` says: tokens split over `batch_axes`, heads over all other mesh axes.
 
     interpret: run the kernel's Python on any device, for tests.
     """
-    on_device = functools.partial(_on_device, window=window, interpret=interpret)
-    if jax.sharding.get_abstract_mesh().empty:
-        return on_device(q, k, v)
-    rows, heads = _split(batch_axes)
-    spec = P(rows, None, heads)
-    return jax.shard_map(on_device, in_specs=spec, out_specs=spec, check_vma=False)(q, k, v)
+    rows, sequence, heads = _split(batch_axes)
+    mesh = jax.sharding.get_abstract_mesh()
+    n_heads = q.shape[2] // math.prod(mesh.shape[axis] for axis in heads)
+    parts = placement.parts(batch_axes)
+    kernel = _kernel(q.shape[1], n_heads, parts=parts, window=window, interpret=interpret)
+
+    def on_device(kernel, q, k, v):
+        if parts > 1:
+            k, v = (jax.lax.all_gather(x, sequence, axis=1, tiled=True) for x in (k, v))
+        q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # head-major
+        return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+
+    if mesh.empty:
+        return on_device(kernel, q, k, v)
+    spec = P(rows, sequence, heads)
+    # Each device gets the part of the mask that is its queries'.
+    of_queries = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, sequence)))
+    mapped = jax.shard_map(
+        on_device, in_specs=(of_queries, spec, spec, spec), out_specs=spec, check_vma=False
+    )
+    return mapped(kernel, q, k, v)
 
 
-def _split(batch_axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The axes that rows are split over, and those that heads are."""
-    return batch_axes or (), other_axes(batch_axes)
+def _split(batch_axes: Axes) -> tuple[tuple[str, ...], ...]:
+    """The axes that whole rows lie on, those that cut them, and those that heads are split over."""
+    return *placement.split(batch_axes), placement.other_axes(batch_axes)
 
 
-def _on_device(q, k, v, *, window, interpret):
-    seq_len, n_heads, head_dim = q.shape[1:]
+def _kernel(
+    seq_len: int, n_heads: int, *, parts: int, window: int | None, interpret: bool
+) -> kernels.SplashAttentionKernel:
+    """The kernel for the queries of one of `parts` parts of a row against all of its keys."""
     shape = seq_len, seq_len
     mask: masks.Mask = masks.CausalMask(shape)
     if window is not None and window < seq_len:
         mask = masks.LocalMask(shape, window_size=(window - 1, 0), offset=0)
-    kernel = kernels.make_splash_mha(
+    return kernels.make_splash_mha(
         masks.MultiHeadMask([mask] * n_heads),
-        block_sizes=_tiles(next(b for b in _BLOCKS if seq_len % b == 0)),
+        block_sizes=_tiles(next(b for b in _BLOCKS if seq_len % (parts * b) == 0)),
         head_shards=1,
-        q_seq_shards=1,
+        q_seq_shards=parts,
         interpret=interpret,
     )
-    q, k, v = (x.swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v))  # head-major
-    return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
 
 
 def _tiles(block: int) -> kernels.BlockSizes:

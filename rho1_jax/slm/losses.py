@@ -36,8 +36,8 @@ def token_losses(
     """-log p(target) and, if asked, the entropy of p: float32, nats, [B, S].
 
     At most about `chunk_tokens` x V logits exist at once; more tokens are done in chunks whose
-    logits are recomputed in the backward pass. Chunks are cut along the sequence, so each one still
-    spans all rows and with them all devices.
+    logits are recomputed in the backward pass. A chunk takes every n-th token of each row, so that
+    it lies evenly on all devices, also where they share rows.
     """
     b, s, d = hidden.shape
     n_chunks = -(-s // max(1, chunk_tokens // b))
@@ -46,17 +46,17 @@ def token_losses(
 
     width = -(-s // n_chunks)
     pad = n_chunks * width - s
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, n_chunks, width, d)
-    targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, n_chunks, width)
+    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, width, n_chunks, d)
+    targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, width, n_chunks)
 
     @jax.checkpoint
     def chunk(hidden, targets):
         return _dense(hidden, head, targets, entropy)
 
     # The head is closed over: as a carry of the scan it would be saved once per chunk.
-    xs = hidden.swapaxes(0, 1), targets.swapaxes(0, 1)
+    xs = jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(targets, 2, 0)
     _, out = jax.lax.scan(lambda _, x: (None, chunk(*x)), None, xs)
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(b, -1)[:, :s], out)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(b, -1)[:, :s], out)
 
 
 def masked_sum(x: Float[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, ""]:

@@ -51,20 +51,23 @@ def capacity(selection: Selection, batch: int, seq_len: int, *, accumulated: boo
 
     accumulated: the mask is a part of a selection over several microbatches.
     """
-    groups, parts = selection.n_shards, len(selection.parts)
-    n = batch // groups * seq_len
+    groups = selection.n_shards * selection.row_parts
+    n_rows, length = batch // selection.n_shards, seq_len // selection.row_parts  # of a group
+    n = n_rows * length
     share = max(selection.ratio, selection.last_ratio)  # where it moves, the largest must fit
-    share *= parts if selection.score == "union" else 1
+    share *= len(selection.parts) if selection.score == "union" else 1
     if selection.trains_all or share >= 1.0:
         return Capacity(groups, n, True)
     sure = even(selection, accumulated=accumulated)
     share = share if sure else _SLACK * share
-    kept = batch // groups * math.ceil(share * seq_len)
+    kept = n_rows * math.ceil(share * length)
     return Capacity(groups, min(n, -(-kept // 8) * 8), sure)
 
 
 def even(selection: Selection, *, accumulated: bool) -> bool:
     """Whether every group keeps the same share: each competes for itself, or there is but one."""
+    if selection.row_parts > 1:
+        return False
     if selection.scope == "batch":
         return selection.n_shards == 1 and not accumulated
     return selection.scope != "microbatch" or selection.n_shards == 1

@@ -27,10 +27,11 @@ class Selection:
       the masks that each part keeps at `ratio`; the realised share differs and is reported).
     ratio: share of the valid tokens to keep, in (0, 1].
     scope: the set among which tokens compete. "batch" is the paper's: the whole global batch;
-      "microbatch" one accumulation step, all devices; "shard" one device's rows; "sequence" one
-      row. These are different methods.
+      "microbatch" one accumulation step, all devices; "shard" one device's rows (or, where devices
+      share rows, theirs); "sequence" one row. These are different methods.
     parts: for "combined" and the set operations, (score, weight) pairs; the latter ignore weights.
     n_shards: for scope "shard", over how many devices the batch dimension is spread.
+    row_parts: over how many devices each of those rows is cut; it changes no selection.
     floor: weight in the loss of the tokens that are not kept, in [0, 1); above 0 nothing is
       dropped, and the backward pass costs what it costs without a selection.
     final_ratio: the ratio of the last of `steps` steps, to which it moves from `ratio` along a line
@@ -46,6 +47,7 @@ class Selection:
     final_ratio: float | None = None
     schedule: str = "linear"
     steps: int = 1
+    row_parts: int = 1
 
     def __post_init__(self) -> None:
         composite = ("combined", *SET_OPERATIONS)

@@ -153,9 +153,10 @@ def compile_step(config: ConfigDict, topology: str, xla: Mapping[str, str] | Non
     c, t, chip = config, config.train, CHIPS[topology.partition("-")[0]]
     mesh = _mesh(c, topology)
     sharding.require_divisible(t.batch_size, t.accumulation, mesh, "train")
-    selection = config_lib.selection(c, sharding.n_batch_shards(mesh))
+    sharding.require_even_cut(c.data.seq_len, mesh)
+    selection = config_lib.selection(c, sharding.n_batch_shards(mesh), mesh.shape["sequence"])
     live = config_lib.needs_reference(c) and not c.score.cached
-    shape, ref_shape = (_shape(c, dtype) for dtype in (c.model.dtype, c.model.ref_dtype))
+    shape, ref_shape = (_shape(c, mesh, dtype) for dtype in (c.model.dtype, c.model.ref_dtype))
     key = jax.random.key(0)
     params = jax.eval_shape(functools.partial(llama.init, shape), key)
     _, tx = program.optimizer_of(t, t.steps)
@@ -212,8 +213,9 @@ def largest_batch(config: ConfigDict, topology: str, xla: Mapping[str, str] | No
     config = config.copy_and_resolve_references()
     mesh = _mesh(config, topology)
     least = sharding.n_batch_shards(mesh) * config.train.accumulation
-    best, fits, fails = None, 0, math.inf
-    rows = max(1, config.train.batch_size // least)
+    one_row = mesh.shape["sequence"] > 1  # at a time is what there can be
+    best, fits, fails = None, 0, 2 if one_row else math.inf
+    rows = 1 if one_row else max(1, config.train.batch_size // least)
     while fits + 1 < fails:
         config.train.batch_size = rows * least
         try:
@@ -256,18 +258,18 @@ def _mesh(c: ConfigDict, topology: str) -> Mesh:
         return sharding.make_mesh(**c.mesh, devices=devices(topology))
     except NotImplementedError as error:
         raise InputError(
-            f"mesh.data, mesh.fsdp and mesh.tensor do not lie along the sides of {topology}: make "
+            f"mesh.data, fsdp, sequence and tensor do not lie along the sides of {topology}: make "
             f"each the product of some of {sides(topology)}."
         ) from error
 
 
-def _shape(c: ConfigDict, dtype: str) -> LlamaConfig:
+def _shape(c: ConfigDict, mesh: Mesh, dtype: str) -> LlamaConfig:
     changes = {"vocab_size": c.tokenizer.vocab_size} if c.tokenizer.source == "train" else {}
     return presets.get(
         c.model.preset,
         dtype=dtype,
         remat=c.model.remat,
-        batch_axes=sharding.BATCH_AXES,
+        batch_axes=sharding.token_axes(mesh),
         **changes,
     )
 
@@ -298,8 +300,8 @@ def _explained(error: Exception, topology: str, batch_size: int) -> Exception:
     needs, has = found.groups() if found else ("more", "what a chip has")
     return DoesNotFit(
         f"train.batch_size={batch_size} does not fit {topology}: needs {needs}iB of {has}iB a "
-        "chip; try --find_batch, train.accumulation, model.remat=full, a larger mesh.fsdp or "
-        "mesh.tensor, or more chips."
+        "chip; try --find_batch, train.accumulation, model.remat=full, a larger mesh.fsdp, "
+        "mesh.sequence or mesh.tensor, or more chips."
     )
 
 

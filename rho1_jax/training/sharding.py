@@ -1,5 +1,8 @@
 """Where arrays live: one mesh, one table of rules for parameters, rows split over the batch axes.
 
+The model cuts long rows further, along their length, over the axis `sequence`
+(models/placement.py); of the few bytes a token in a batch, devices that share a row hold all.
+
 The compiler places everything else (Auto axes): give it sharded parameters and batches under
 `jax.set_mesh(mesh)` and it inserts the collectives.
 """
@@ -16,16 +19,18 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rho1_jax.errors import InputError
+from rho1_jax.models.placement import SEQUENCE
 from rho1_jax.slm.step import Batch, TrainState
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", SEQUENCE, "tensor")
 BATCH_AXES = ("data", "fsdp")
+_CUT = ("fsdp", SEQUENCE)  # devices that share a row need not hold the same weights
 
 # First match wins. Axes follow the parameter tree of models/llama.py; the leading L is never split.
 PARAMETER_RULES: tuple[tuple[str, P], ...] = (
-    (r"^(embed|head)$", P("tensor", "fsdp")),
-    (r"^layers/(q|k|v|gate|up)$", P(None, "fsdp", "tensor")),
-    (r"^layers/(o|down)$", P(None, "tensor", "fsdp")),
+    (r"^(embed|head)$", P("tensor", _CUT)),
+    (r"^layers/(q|k|v|gate|up)$", P(None, _CUT, "tensor")),
+    (r"^layers/(o|down)$", P(None, "tensor", _CUT)),
     (r"^(layers/(attn|mlp)|final)_norm$", P()),
 )
 # Parameters that only some architectures have. A test finds each rule used by one that has all.
@@ -36,11 +41,15 @@ OPTIONAL_RULES: tuple[tuple[str, P], ...] = (
 
 
 def make_mesh(
-    data: int, fsdp: int, tensor: int, devices: Sequence[jax.Device] | None = None
+    data: int,
+    fsdp: int,
+    tensor: int,
+    sequence: int = 1,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh over all or some devices; one axis may be -1 and takes what the others leave."""
     n = jax.device_count() if devices is None else len(devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"data": data, "fsdp": fsdp, SEQUENCE: sequence, "tensor": tensor}
     given = math.prod(size for size in sizes.values() if size != -1)
     if given < 1 or list(sizes.values()).count(-1) > 1:
         raise InputError(f"The mesh {sizes} is not understood: sizes from 1, at most one -1.")
@@ -51,22 +60,47 @@ def make_mesh(
             f"The mesh {asked} does not fit the {n} devices there are: make the product {n} "
             "(one axis may be -1 and takes the rest)."
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 3, devices=devices)
+    return jax.make_mesh(tuple(sizes.values()), AXES, (AxisType.Auto,) * 4, devices=devices)
 
 
 def n_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def token_axes(mesh: Mesh) -> tuple[str, ...]:
+    """The axes that activations are split over: LlamaConfig.batch_axes."""
+    return (*BATCH_AXES, SEQUENCE) if mesh.shape[SEQUENCE] > 1 else BATCH_AXES
+
+
 def require_divisible(batch_size: int, accumulation: int, mesh: Mesh, where: str) -> None:
-    """InputError unless every microbatch spreads evenly over the devices."""
-    shards = n_batch_shards(mesh)
+    """InputError unless every microbatch spreads evenly over the devices.
+
+    Where rows are cut over devices, these take one at a time: the tokens of several would no longer
+    lie on a device in one piece.
+    """
+    shards, parts = n_batch_shards(mesh), mesh.shape[SEQUENCE]
     if batch_size % (shards * accumulation) == 0:
-        return
+        if parts == 1 or batch_size == shards * accumulation:
+            return
+        more = "" if where == "score" else f", or {where}.accumulation to {batch_size // shards}"
+        raise InputError(
+            f"{where}.batch_size={batch_size} is more than one row at a time for each {parts} "
+            f"devices of mesh.sequence: set it to {shards * accumulation}{more}."
+        )
     raise InputError(
         f"{where}.batch_size={batch_size} rows do not divide over {shards} devices times "
         f"{accumulation} accumulation steps: make it a multiple of {shards * accumulation}."
     )
+
+
+def require_even_cut(seq_len: int, mesh: Mesh) -> None:
+    """InputError unless rows can be cut over the devices."""
+    parts = mesh.shape[SEQUENCE]
+    if seq_len % parts:
+        raise InputError(
+            f"data.seq_len={seq_len} targets do not divide over the {parts} devices of "
+            f"mesh.sequence: make it a multiple of {parts}."
+        )
 
 
 def parameter_shardings(params: Any, mesh: Mesh) -> Any:
@@ -124,8 +158,8 @@ def host_parts(mesh: Mesh, host: int) -> tuple[tuple[int, ...], int]:
 def parts_of(holders: np.ndarray, host: int) -> tuple[tuple[int, ...], int]:
     """`host_parts` from the hosts that hold each shard of the batch, int [shards, devices].
 
-    As few and large parts as possible: {4, 5, 6, 7} of 8 is part 1 of 2. Hosts that share a tensor
-    axis hold the same.
+    As few and large parts as possible: {4, 5, 6, 7} of 8 is part 1 of 2. Hosts that share a
+    sequence or tensor axis hold the same.
     """
     n = len(holders)
     shards = {
@@ -134,8 +168,8 @@ def parts_of(holders: np.ndarray, host: int) -> tuple[tuple[int, ...], int]:
     distinct = set(shards.values())
     if sum(map(len, distinct)) > n or len(set(map(len, distinct))) > 1:
         raise InputError(
-            f"mesh.tensor={holders.shape[1]} cuts across the hosts unevenly: make it divide the "
-            "number of devices of a host, or be a multiple of it."
+            f"mesh.sequence x mesh.tensor = {holders.shape[1]} cuts across the hosts unevenly: "
+            "make it divide the number of devices of a host, or be a multiple of it."
         )
     mine = shards[host]
     for size in range(len(mine), 0, -1):
@@ -162,9 +196,10 @@ def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool
 
 
 def _require_even_split(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:
-    for size, axis in zip(shape, spec, strict=False):
-        if axis is not None and size % mesh.shape[axis]:
+    for size, axes in zip(shape, spec, strict=False):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        if size % (n := math.prod(mesh.shape[axis] for axis in axes)):
             raise InputError(
-                f"Parameter {name} {shape} does not divide over mesh axis {axis} of size "
-                f"{mesh.shape[axis]}: use a size that divides {size}."
+                f"Parameter {name} {shape} does not divide over mesh.{' x mesh.'.join(axes)} "
+                f"= {n}: use a size that divides {size}."
             )

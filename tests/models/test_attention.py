@@ -1,7 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from rho1_jax.models.attention import causal_attention
 
@@ -12,10 +15,13 @@ def reference(q, k, v, window):
 
 
 # Within one block of queries, and over several; windows within a block, and over more than one.
+# On one device, and with rows cut over several.
 @pytest.mark.parametrize(
-    ("seq_len", "window"), [(5, 3), (300, None), (300, 1), (300, 7), (300, 200)]
+    ("seq_len", "window", "devices"),
+    [(5, 3, 1), (300, None, 1), (300, 1, 1), (300, 7, 1), (300, 200, 1)]
+    + [(600, None, 2), (600, 1, 2), (600, 200, 4), (12, 5, 4)],
 )
-def test_equals_jax_nn_in_value_and_gradient(seq_len, window):
+def test_equals_jax_nn_in_value_and_gradient(seq_len, window, devices):
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v, weight = (
         jax.random.normal(key, (2, seq_len, heads, 8))
@@ -29,7 +35,9 @@ def test_equals_jax_nn_in_value_and_gradient(seq_len, window):
 
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(q, k, v)
 
-    (_, ours), our_grads = value_and_grad(causal_attention)
+    axes = ("sequence",) if devices > 1 else None
+    with jax.set_mesh(jax.make_mesh((devices,), ("sequence",), (AxisType.Auto,))):
+        (_, ours), our_grads = value_and_grad(functools.partial(causal_attention, batch_axes=axes))
     (_, theirs), their_grads = value_and_grad(reference)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     for a, b in zip(our_grads, their_grads, strict=True):

@@ -11,6 +11,7 @@ from rho1_jax.models import splash
 from rho1_jax.models.attention import causal_attention
 
 AXES = ("data", "fsdp")
+CUT = ("data", "sequence")  # the second along the rows
 
 
 def qkv(heads, kv_heads, head_dim, batch=2, seq_len=256):
@@ -53,16 +54,30 @@ def test_rows_and_heads_lie_over_a_mesh():
         np.testing.assert_allclose(a, b, atol=5e-5)
 
 
+@pytest.mark.parametrize("window", [None, 100, 300])
+@pytest.mark.parametrize("mesh_shape", [(2, 2, 2), (1, 4, 2)])
+def test_rows_are_cut_over_a_mesh(mesh_shape, window):
+    x = qkv(4, 2, 64, seq_len=512)
+    kernel = functools.partial(splash.attention, window=window, batch_axes=CUT, interpret=True)
+    with jax.set_mesh(jax.make_mesh(mesh_shape, (*CUT, "tensor"), (AxisType.Auto,) * 3)):
+        ours = value_and_grads(kernel, *x)
+    theirs = value_and_grads(functools.partial(causal_attention, window=window), *x)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-5)
+
+
 @pytest.mark.parametrize(
-    ("rows", "seq_len", "kv_heads", "fits"),
-    [(8, 256, 4, True), (8, 200, 4, False), (6, 256, 4, False), (8, 256, 3, False)],
-)
-def test_fits_where_devices_get_whole_tiles_rows_and_heads(rows, seq_len, kv_heads, fits):
+    ("axes", "rows", "seq_len", "kv_heads", "fits"),
+    [(AXES, 8, 256, 4, True), (AXES, 8, 200, 4, False), (AXES, 6, 256, 4, False),
+     (AXES, 8, 256, 3, False), (CUT, 2, 256, 4, True), (CUT, 2, 384, 4, False)],
+)  # fmt: skip
+def test_fits_where_devices_get_whole_tiles_rows_and_heads(axes, rows, seq_len, kv_heads, fits):
     device = jax.sharding.AbstractDevice("TPU v5p", 2, "tpu")
     mesh = jax.sharding.AbstractMesh(
-        (2, 2, 2), (*AXES, "tensor"), (AxisType.Auto,) * 3, abstract_device=device
+        (2, 2, 2), (*axes, "tensor"), (AxisType.Auto,) * 3, abstract_device=device
     )
     q, k, *_ = qkv(2 * kv_heads, kv_heads, 64, rows, seq_len)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert splash.fits(q, k, AXES) == fits
-    assert not splash.fits(q, k, AXES)  # this is no TPU
+        assert splash.fits(q, k, axes) == fits
+    with jax.set_mesh(jax.make_mesh((2, 2, 2), (*axes, "tensor"), (AxisType.Auto,) * 3)):
+        assert not splash.fits(q, k, axes)  # this is no TPU

@@ -85,9 +85,12 @@ def oracle(params, data, top, ratio=RATIO, shape=SHAPE):
     return jax.tree.map(lambda p, g: p - g, params, grads)
 
 
-def updated(params, data, top, *, remat="none", n_shards=1, accumulation=1, ratio=RATIO, axes=None):
-    shape = dataclasses.replace(SHAPE, remat=remat, batch_axes=axes)
-    selection = Selection("excess", ratio, n_shards=n_shards)
+def updated(params, data, top, *, remat="none", accumulation=1, ratio=RATIO, mesh=None):
+    shape, selection = dataclasses.replace(SHAPE, remat=remat), Selection("excess", ratio)
+    if mesh is not None:
+        shape = dataclasses.replace(shape, batch_axes=sharding.token_axes(mesh))
+        shards, parts = sharding.n_batch_shards(mesh), mesh.shape["sequence"]
+        selection = dataclasses.replace(selection, n_shards=shards, row_parts=parts)
     rowwise = SelectedRows(
         selection, top, SHAPE.n_layers, accumulation > 1, save_products=remat != "full"
     )
@@ -127,17 +130,20 @@ def test_accumulation_gives_the_same(top):
     )
 
 
-@pytest.mark.parametrize(("mesh_shape", "ratio"), [((8, 1, 1), RATIO), ((1, 4, 2), 0.05)])
-def test_eight_devices_give_the_same(mesh_shape, ratio):
+@pytest.mark.parametrize(
+    ("mesh_shape", "ratio", "accumulation"),
+    [((8, 1, 1), RATIO, 1), ((1, 4, 2), 0.05, 1), ((1, 4, 1, 2), RATIO, 2)],
+)
+def test_eight_devices_give_the_same(mesh_shape, ratio, accumulation):
     """At 5 % some devices keep more than their share: their rows overflow."""
     data, params = batch(), random_params()
     one = updated(params, data, 3, ratio=ratio)
-    mesh = jax.make_mesh(mesh_shape, sharding.AXES, (jax.sharding.AxisType.Auto,) * 3)
+    mesh = sharding.make_mesh(*mesh_shape)
     on_host = {k: np.asarray(x) for k, x in data._asdict().items() if x is not None}
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, sharding.parameter_shardings(params, mesh))
         many = updated(
-            placed, sharding.batch_to_devices(on_host, mesh), 3, ratio=ratio,
-            n_shards=mesh_shape[0] * mesh_shape[1], axes=sharding.BATCH_AXES,
+            placed, sharding.batch_to_devices(on_host, mesh), 3, ratio=ratio, mesh=mesh,
+            accumulation=accumulation,
         )  # fmt: skip
     close(one, many)

@@ -69,6 +69,15 @@ def test_what_is_sure_to_fit_does_fit(scope, score, ratio, n_shards):
     assert not again.sure or scope != "batch" or again.rows == per_group
 
 
+@pytest.mark.parametrize("scope", ["batch", "microbatch", "shard", "sequence"])
+def test_no_part_of_a_row_is_sure_of_its_share(scope):
+    selection = Selection("loss", 0.5, scope, n_shards=2, row_parts=4)
+    expected = Capacity(8, 40, False)  # 1.1 * 0.5 * 64, up to a multiple of 8
+    assert rows.capacity(selection, 2, 256, accumulated=False) == expected
+    everything = rows.capacity(Selection("all", n_shards=2, row_parts=4), 2, 256, accumulated=False)
+    assert everything == Capacity(8, 64, True)
+
+
 def test_the_largest_ratio_of_a_schedule_fits():
     rising = Selection("loss", 0.2, final_ratio=0.8)
     falling = Selection("loss", 0.8, final_ratio=0.2)

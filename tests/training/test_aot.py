@@ -1,6 +1,7 @@
 """Programs for TPUs that are not there: named, compiled, refused. The compiler is libtpu's."""
 
 import importlib.util
+import math
 import re
 
 import jax
@@ -27,13 +28,13 @@ WIDE = LlamaConfig(
 SEQ_LEN = 256
 
 
-def config(preset, rows, *, fsdp=4, tensor=1, **changes):
+def config(preset, rows, *, fsdp=4, tensor=1, sequence=1, **changes):
     c = default_config()
     c.model.update(preset=preset, dtype="bfloat16", ref_dtype="bfloat16", remat="full")
     c.tokenizer.source = "init"
     c.data.seq_len = SEQ_LEN
     c.data.corpus.web = c.data.clean.good = source("files:*.txt")
-    c.mesh.update(data=1, fsdp=fsdp, tensor=tensor)
+    c.mesh.update(data=1, fsdp=fsdp, tensor=tensor, sequence=sequence)
     c.train.batch_size = rows
     c.update_from_flattened_dict(changes)
     return c
@@ -83,6 +84,21 @@ def test_a_live_reference_on_a_tensor_mesh_with_a_window(compiled_text):
     assert "tpu_custom_call" in compiled_text[0]
     assert "all-reduce" in plan.program.traffic
     assert "of 31.25 GiB" in aot.report(plan)
+
+
+@pytest.mark.tpu_compiler
+@has_compiler
+def test_of_a_long_row_devices_gather_keys_and_values_alone(compiled_text):
+    seq_len, long = 2048, {"data.seq_len": 2048, "loss_chunk_tokens": 1024}
+    one = aot.compile_step(config("small", 1, fsdp=1, **long), "v5e-1")
+    four = aot.compile_step(config("small", 1, fsdp=1, sequence=4, **long), "v5e-4")
+    assert four.temporaries < one.temporaries / 3
+    assert four.kernel_flops == one.kernel_flops
+    kinds = r"(?:all-gather|all-to-all|collective-permute)(?:-start)?"
+    moved = re.findall(rf"= (.*) {kinds}\(", compiled_text[1])
+    shapes = [shape.split(",") for kind in moved for shape in re.findall(r"\[([\d,]+)\]", kind)]
+    largest = max(math.prod(map(int, shape)) for shape in shapes)
+    assert largest == seq_len * SMALL.n_kv_heads * SMALL.head_dim < seq_len * SMALL.width
 
 
 @pytest.mark.tpu_compiler

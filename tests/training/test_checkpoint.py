@@ -21,10 +21,7 @@ BINDING = {"rows": "a", "reference": "b"}
 
 
 def placed_state(n_devices, seed=0):
-    mesh = jax.make_mesh(
-        (n_devices, 1, 1), sharding.AXES, (jax.sharding.AxisType.Auto,) * 3,
-        devices=jax.devices()[:n_devices],
-    )  # fmt: skip
+    mesh = sharding.make_mesh(n_devices, 1, 1, devices=jax.devices()[:n_devices])
     state = step.init_state(llama.init(SHAPE, jax.random.key(seed)), TX)
     return jax.device_put(state, sharding.state_shardings(state, TX, mesh))
 

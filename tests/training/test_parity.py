@@ -1,5 +1,6 @@
 """One device, and 2, 4 or 8 cut along any axis: the same losses, masks and gradients, by scope."""
 
+import dataclasses
 import functools
 
 import jax
@@ -17,14 +18,14 @@ from tests.slm.test_selection import oracle
 
 SHAPE = LlamaConfig(
     vocab_size=32, width=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_width=24,
-    tied_head=False, batch_axes=sharding.BATCH_AXES,
+    tied_head=False,
 )  # fmt: skip
-ROWS, SEQ, RATIO = 16, 12, 0.4
+RATIO = 0.4
 SCOPES = {"batch": 1, "microbatch": 2, "shard": 1, "sequence": 1}  # and how many accumulation steps
-MESHES = [
+MESHES = [  # data, fsdp, tensor and, where rows are cut, sequence
     (2, 1, 1), (1, 2, 1), (1, 1, 2), (2, 2, 1), (1, 2, 2), (8, 1, 1), (1, 8, 1), (2, 2, 2),
+    (1, 1, 1, 2), (1, 1, 1, 4), (2, 1, 1, 4), (1, 4, 1, 2), (2, 1, 2, 2), (1, 2, 2, 2),
 ]  # fmt: skip
-APPLY = functools.partial(llama.apply, config=SHAPE)
 # Keeps the gradient as the optimizer's state.
 KEEP = optax.GradientTransformation(
     init=lambda params: params, update=lambda grads, *_: (grads, grads)
@@ -32,30 +33,36 @@ KEEP = optax.GradientTransformation(
 close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
 
 
-def host_batch():
+def host_batch(cut):
+    """Many short rows, or a few long ones, to be cut."""
+    n_rows, seq_len = (4, 64) if cut else (16, 12)
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 32, (ROWS, SEQ + 1)).astype(np.int32)
-    valid = np.arange(SEQ) < rng.integers(1, SEQ + 1, (ROWS, 1))
+    tokens = rng.integers(0, 32, (n_rows, seq_len + 1)).astype(np.int32)
+    valid = np.arange(seq_len) < rng.integers(1, seq_len + 1, (n_rows, 1))
     return {"tokens": tokens, "valid": valid}
 
 
 @functools.cache
-def on(mesh_shape, scope, n_shards):
+def on(mesh_shape, scope, n_shards, cut=False, accumulation=1, window=None, chunk_tokens=10_000):
     """Per-token losses of policy and reference, and the step's gradient and counts, on a mesh."""
     mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[: int(np.prod(mesh_shape))])
-    selection = Selection("excess", RATIO, scope, n_shards=n_shards)
+    selection = Selection(
+        "excess", RATIO, scope, n_shards=n_shards, row_parts=mesh.shape["sequence"]
+    )
+    shape = dataclasses.replace(SHAPE, window=window, batch_axes=sharding.token_axes(mesh))
+    apply = functools.partial(llama.apply, config=shape)
     with jax.set_mesh(mesh):
-        params, ref = (llama.init(SHAPE, jax.random.key(i)) for i in (0, 1))
+        params, ref = (llama.init(shape, jax.random.key(i)) for i in (0, 1))
         params, ref = jax.device_put((params, ref), 2 * (sharding.parameter_shardings(ref, mesh),))
-        batch = sharding.batch_to_devices(host_batch(), mesh)
+        batch = sharding.batch_to_devices(host_batch(cut), mesh)
         train_step = functools.partial(
-            step.train_step, apply=APPLY, ref_apply=APPLY, tx=KEEP, selection=selection,
-            chunk_tokens=10_000, accumulation=SCOPES[scope],
+            step.train_step, apply=apply, ref_apply=apply, tx=KEEP, selection=selection,
+            chunk_tokens=chunk_tokens, accumulation=accumulation,
         )  # fmt: skip
 
         @jax.jit
         def everything(params, ref, batch):
-            view = functools.partial(losses.next_token_losses, APPLY, chunk_tokens=10_000)
+            view = functools.partial(losses.next_token_losses, apply, chunk_tokens=chunk_tokens)
             loss, ref_loss = (view(p, batch.tokens)[0] for p in (params, ref))
             mask = [
                 select(selection, Signals(loss[i::n], batch.valid[i::n], ref_loss[i::n]))
@@ -78,23 +85,33 @@ def defined_mask(loss, ref_loss, valid, scope, n_shards):
 
 @pytest.mark.parametrize(
     ("mesh_shape", "scope"),
-    # The paper's scope on every mesh; the others, which need less from other devices, on one.
+    # The paper's scope on every mesh; the others, which need less from other devices, on two.
     [(mesh_shape, "batch") for mesh_shape in MESHES]
-    + [((2, 2, 2), scope) for scope in SCOPES if scope != "batch"],
+    + [((2, 2, 2), scope) for scope in SCOPES if scope != "batch"]
+    + [((2, 1, 1, 4), "microbatch"), ((4, 1, 1, 2), "shard"), ((4, 1, 1, 2), "sequence")],
     ids=str,
 )
 def test_devices_do_not_change_losses_masks_and_gradients(mesh_shape, scope):
-    n_shards = mesh_shape[0] * mesh_shape[1]
+    n_shards, cut = mesh_shape[0] * mesh_shape[1], len(mesh_shape) > 3
     # What the shard scope keeps depends on the number of shards, not on where they lie.
-    one = on((1, 1, 1), scope, n_shards if scope == "shard" else 1)
-    many = on(mesh_shape, scope, n_shards)
+    n = SCOPES[scope]
+    one = on((1, 1, 1), scope, n_shards if scope == "shard" else 1, cut, n)
+    many = on(mesh_shape, scope, n_shards, cut, 4 // n_shards if cut else n)  # a row at a time
     loss, ref_loss, masks, grads, metrics = many
     jax.tree.map(close, (loss, ref_loss, grads, metrics), (one[0], one[1], one[3], one[4]))
-    n = SCOPES[scope]
     for i, mask in enumerate(masks):
         np.testing.assert_array_equal(mask, one[2][i])
-        parts = (x[i::n] for x in (loss, ref_loss, host_batch()["valid"]))
+        parts = (x[i::n] for x in (loss, ref_loss, host_batch(cut)["valid"]))
         wanted = defined_mask(*parts, scope, n_shards)
         np.testing.assert_array_equal(mask.reshape(-1), wanted)
     assert metrics["selected"] == sum(mask.sum() for mask in masks)
     assert max(np.abs(g).max() for g in jax.tree.leaves(grads)) > 1e-2  # there is one
+
+
+@pytest.mark.parametrize("mesh_shape", [(2, 2, 1, 2), (1, 2, 1, 4)], ids=str)
+@pytest.mark.parametrize(("window", "chunk_tokens"), [(None, 24), (20, 10_000), (7, 100)])
+def test_cut_rows_with_windows_and_with_logits_in_chunks(mesh_shape, window, chunk_tokens):
+    n_shards = mesh_shape[0] * mesh_shape[1]
+    one = on((1, 1, 1), "batch", 1, True, 1, window)
+    many = on(mesh_shape, "batch", n_shards, True, 4 // n_shards, window, chunk_tokens)
+    jax.tree.map(close, many, one)

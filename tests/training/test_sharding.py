@@ -33,9 +33,7 @@ def host_batch(rows=8, seq_len=12):
 def two_steps(mesh_shape, selection, *, batch=None, accumulation=1):
     """Losses and parameters after two steps on a mesh of the first devices."""
     n = int(np.prod(mesh_shape))
-    mesh = jax.make_mesh(
-        mesh_shape, sharding.AXES, (jax.sharding.AxisType.Auto,) * 3, devices=jax.devices()[:n]
-    )
+    mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[:n])
     with jax.set_mesh(mesh):
         params, ref = (llama.init(SHAPE, jax.random.key(i)) for i in (0, 1))
         abstract = jax.eval_shape(functools.partial(step.init_state, tx=TX), params)
@@ -91,7 +89,7 @@ def test_each_parameter_has_a_rule_and_moments_follow(mesh):
         s.spec for path, s in jax.tree_util.tree_leaves_with_path(shardings.opt_state)
         if "'down'" in jax.tree_util.keystr(path)
     ]  # fmt: skip
-    assert moments == [P(None, "tensor", "fsdp")] * 2
+    assert moments == [P(None, "tensor", ("fsdp", "sequence"))] * 2
 
 
 def test_parameter_without_a_rule_is_an_error(mesh):
@@ -109,20 +107,34 @@ def test_rule_without_a_parameter_is_an_error(mesh):
 
 def test_size_that_does_not_divide_is_an_error(mesh):
     odd = dataclasses.replace(SHAPE, vocab_size=33)
-    with pytest.raises(InputError, match="embed .* does not divide"):
+    with pytest.raises(InputError, match="embed .* does not divide over mesh.tensor = 2"):
         sharding.parameter_shardings(abstract_params(odd), mesh)
 
 
 def test_mesh_that_does_not_fit_the_devices_is_an_error():
     with pytest.raises(InputError, match="mesh.data=3 .* 8 devices"):
         sharding.make_mesh(data=3, fsdp=1, tensor=1)
-    assert dict(sharding.make_mesh(-1, 2, 1).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
+    sizes = {"data": 4, "fsdp": 2, "sequence": 1, "tensor": 1}
+    assert dict(sharding.make_mesh(-1, 2, 1).shape) == sizes
 
 
 def test_batch_that_does_not_divide_is_an_error(mesh):
     sharding.require_divisible(8, 2, mesh, "train")
     with pytest.raises(InputError, match="train.batch_size=6 .* multiple of 8"):
         sharding.require_divisible(6, 2, mesh, "train")
+
+
+def test_what_cannot_be_cut_along_the_rows_is_an_error():
+    mesh = sharding.make_mesh(data=2, fsdp=1, tensor=1, sequence=4)
+    sharding.require_even_cut(64, mesh)
+    with pytest.raises(InputError, match="seq_len=66 .* mesh.sequence: make it a multiple of 4"):
+        sharding.require_even_cut(66, mesh)
+    sharding.require_divisible(8, 4, mesh, "train")
+    more = "more than one row at a time for each 4 devices of mesh.sequence: set it to"
+    with pytest.raises(InputError, match=f"{more} 4, or train.accumulation to 4."):
+        sharding.require_divisible(8, 2, mesh, "train")
+    with pytest.raises(InputError, match=f"score.batch_size=8 is {more} 2\\."):
+        sharding.require_divisible(8, 1, mesh, "score")
 
 
 @pytest.mark.parametrize(
@@ -143,5 +155,5 @@ def test_hosts_read_all_rows_once_or_share_them(hosts, tensor, parts):
 
 def test_a_tensor_axis_that_cuts_unevenly_is_an_error():
     holders = np.repeat([0, 1, 2], 4).reshape(4, 3)
-    with pytest.raises(InputError, match="mesh.tensor=3 cuts across the hosts unevenly"):
+    with pytest.raises(InputError, match="mesh.tensor = 3 cuts across the hosts unevenly"):
         sharding.parts_of(holders, 0)
