@@ -31,6 +31,7 @@ NAMES = (
     "schedules",
     "utility_scores",
     "rows_quality",
+    "finetuning",
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem;

@@ -32,10 +32,9 @@ from rho1_jax.data import loader
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.run import Run
 from rho1_jax.slm.step import Batch
-from rho1_jax.training import scoring, sharding
+from rho1_jax.training import program, scoring, sharding
 from rho1_jax.training.interruption import StopSignal
 from rho1_jax.training.metrics import duration
-from rho1_jax.training.program import apply_fn
 
 SHARED_STAGES = ("prepare", "reference", "score")
 OWN_STAGES = ("train", "evaluate")
@@ -140,9 +139,7 @@ def train(folder: Path) -> Path:
         if finished(folder):
             return folder
         config, shared = config_of(folder), _link_shared(folder)
-        if not jax.config.values["jax_compilation_cache_dir"]:
-            compiled = folder.parent.parent / "compiled"  # runs differ little: most is there
-            jax.config.update("jax_compilation_cache_dir", str(compiled))
+        program.keep_compiled(folder.parent.parent)  # runs differ little: most is there
         with contextlib.ExitStack() as locks:
             for place in shared:
                 locks.enter_context(_locked(place))
@@ -246,7 +243,10 @@ def _write_heldout_rows(config: ConfigDict, folder: Path) -> None:
 def _loss_fn(shape: LlamaConfig, chunk_tokens: int) -> Callable[[Any, Batch], Mapping[str, Any]]:
     return jax.jit(
         functools.partial(
-            scoring.score_step, apply=apply_fn(shape), chunk_tokens=chunk_tokens, entropy=False
+            scoring.score_step,
+            apply=program.apply_fn(shape),
+            chunk_tokens=chunk_tokens,
+            entropy=False,
         )
     )
 

@@ -222,8 +222,10 @@ def _provenance(study: Study, runs: Mapping[Any, Path]) -> str:
     there = jsonfile.read(next(iter(runs.values())) / "environment.json")
     versions = ", ".join(f"{name} {version}" for name, version in there["versions"].items())
     data = f" --data={Path(study.data).name}" if study.data else ""
+    overrides = "".join(f" --config.{override}" for override in study.overrides)
+    options = f"--scale={study.scale} --seeds={study.seeds}{data}{overrides}"
     return (
-        f"`python -m experiments.{study.name} --scale={study.scale} --seeds={study.seeds}{data}`, "
+        f"`python -m experiments.{study.name} {options}`, "
         f"seeds 0 to {study.seeds - 1}, {there['started'][:10]}, {there['cpu_cores']} CPU cores, "
         f"{there['devices']}, Python {there['python']}, {versions}. Intervals: 95 %, paired "
         "bootstrap over seeds and held-out rows, stretched for the number of seeds."

@@ -1,7 +1,7 @@
 """What every experiment shares: its command line, the setting, the methods, tables and figures.
 
     python -m experiments.NAME [--scale=tiny|small|smollm2|tinyllama|mistral] [--seeds=3] --out=DIR
-        [--data=DIR]
+        [--data=DIR] [--config.KEY=VALUE]
 
 The setting is the paper's: a base that already knows the noisy corpus goes on training on it. At
 scales `tiny` and `small` each seed trains that base itself, on rows in another order; the larger
@@ -9,6 +9,7 @@ ones start from model.init. The reference is the base trained on the clean text.
 
 --data=DIR replaces the embedded corpus by files: DIR/corpus/* (noisy), DIR/clean/*, and
 optionally DIR/eval/NAME.jsonl, records with "split": "val" that are only evaluated on.
+--config.KEY=VALUE changes every run, as for the main job; what an experiment compares stays.
 """
 
 import argparse
@@ -46,7 +47,8 @@ class Scale:
 class Study:
     """One experiment at one scale. `out` is its folder, the pool of runs lies beside it.
 
-    adapt: changes the scale's config where an experiment has other text; bases follow it.
+    adapt: changes the scale's config where an experiment has other text; bases follow it, and
+      `overrides` too.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Study:
     seeds: int = 3
     data: str = ""
     adapt: Callable[[ConfigDict], None] = lambda _: None
+    overrides: tuple[str, ...] = ()  # KEY=VALUE
 
     @property
     def pool(self) -> Path:
@@ -134,7 +137,7 @@ class Study:
     def _scaled(self) -> ConfigDict:
         c = SCALES[self.scale].config(self.data)
         self.adapt(c)
-        return c
+        return config_lib.overridden(c, self.overrides)
 
 
 def tiny(data: str) -> ConfigDict:
@@ -240,9 +243,10 @@ def main(run: Callable[[Study], None], argv: Sequence[str] = ()) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
     parser.add_argument("--out", type=Path, default=Path("runs") / name)
     parser.add_argument("--data", default="", help="a folder with corpus/*, clean/*, eval/*")
-    args = parser.parse_args(argv[1:])
+    overrides = tuple(a.removeprefix("--config.") for a in argv if a.startswith("--config."))
+    args = parser.parse_args([a for a in argv[1:] if not a.startswith("--config.")])
     try:
-        run(Study(name, args.out, args.scale, args.seeds, args.data))
+        run(Study(name, args.out, args.scale, args.seeds, args.data, overrides=overrides))
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

@@ -31,7 +31,7 @@ from rho1_jax import jsonfile
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.run import Run
 from rho1_jax.stages import STAGES
-from rho1_jax.training import hosts, sharding
+from rho1_jax.training import hosts, program, sharding
 from rho1_jax.training.interruption import Interrupted, StopSignal
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
@@ -116,9 +116,7 @@ def run(
     with hosts.together():
         if not hosts.first():
             _require_shared(folder, config)
-    # Set JAX_COMPILATION_CACHE_DIR to share compiled programs between runs.
-    if not jax.config.values["jax_compilation_cache_dir"]:
-        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
+    program.keep_compiled(folder)
     with StopSignal(mesh).installed() as stop, jax.set_mesh(mesh):
         this = Run(config, folder, mesh, stop, beam_runner)
         for name in (name for name in STAGES if name in stages):

@@ -30,7 +30,7 @@ from rho1_jax.evaluation import likelihood, tools
 from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.models import load
 from rho1_jax.models.generate import Sampling
-from rho1_jax.training import checkpoint, sharding
+from rho1_jax.training import checkpoint, program, sharding
 
 TASKS = Path(__file__).parent / "tasks"
 GROUPS = {
@@ -282,6 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         mesh = sharding.make_mesh(data=-1, fsdp=1, tensor=1)
         sharding.require_divisible(args.batch_size, 1, mesh, "--batch_size")
+        program.keep_compiled(args.out)
         with jax.set_mesh(mesh):
             params, config, tok = checkpoint.load_model(args.checkpoint, mesh)
             config = dataclasses.replace(config, dtype=args.dtype, batch_axes=sharding.BATCH_AXES)

@@ -4,6 +4,7 @@ The job runs it, aot.py compiles it for machines that are not there: one constru
 """
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -53,6 +54,15 @@ def train_step(
         decay=decay,
     )
     return jax.jit(one_step, donate_argnums=0, out_shardings=(shardings, None))
+
+
+def keep_compiled(folder: Path) -> None:
+    """Compiled programs lie in `folder`/compiled from now on, for the next process that starts
+    there; where JAX_COMPILATION_CACHE_DIR is set, for all that have the same."""
+    if not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str((folder / "compiled").resolve()))
+        # Evaluation has many programs that take less than JAX's one second, and more than to read.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def apply_fn(shape: LlamaConfig) -> losses.Apply:

@@ -10,7 +10,7 @@ from tests.tiny_config import write_texts
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """corpus/, clean/ and eval/ as --data takes them; the experiments' folders come beside."""
+    """What --data takes; the experiments' folders come beside it."""
     root = tmp_path_factory.mktemp("experiments")
     texts = write_texts(root / "data", n_documents=200)
     for name, place in (("noisy", "corpus"), ("clean", "clean"), ("clean", "eval")):
@@ -20,6 +20,9 @@ def folder(tmp_path_factory):
     questions = [{"question": f"one plus {i}", "answer": "two", "split": "val"} for i in range(40)]
     (texts / "eval" / "clean.jsonl").unlink()
     (texts / "eval" / "sums.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    (texts / "sft").mkdir()
+    answers = [{"question": f"one plus {i}", "answer": f"is {i + 1}"} for i in range(200)]
+    (texts / "sft" / "sums.jsonl").write_text("\n".join(map(json.dumps, answers)))
     return root
 
 

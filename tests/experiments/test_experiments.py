@@ -13,13 +13,21 @@ import numpy as np
 import pytest
 
 from experiments import all as everything
-from experiments import general_pretraining, pool, results, self_reference, weak_to_strong
+from experiments import (
+    finetuning,
+    general_pretraining,
+    pool,
+    results,
+    self_reference,
+    weak_to_strong,
+)
 from experiments.study import Study
 from rho1_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 COMPARISONS = ("math_pretraining", "general_pretraining", "self_reference", "select_ratio",
-               "weak_to_strong", "scoring_functions", "schedules", "utility_scores")  # fmt: skip
+               "weak_to_strong", "scoring_functions", "schedules", "utility_scores",
+               "finetuning")  # fmt: skip
 
 
 @pytest.mark.slow
@@ -97,6 +105,21 @@ def test_a_weak_reference_is_trained_on_clean_text_only(study):
     weights = {name: domain.weight for name, domain in c.data.corpus.items()}
     assert weights == {"web": 0.0, "sums": 0.0, "clean": 1.0}
     assert pool.config_of(pool._needs(pool.place(study.pool, c))[0]).model.preset == "micro"
+
+
+def test_fine_tuning_needs_answers(study, tmp_path):
+    with pytest.raises(InputError, match="no folder sft"):
+        finetuning.run(dataclasses.replace(study, data=str(tmp_path)))
+
+
+def test_overrides_reach_every_run(study):
+    changed = dataclasses.replace(study, overrides=("train.steps=3", "select.ratio=0.4"))
+    assert changed.config(0).train.steps == changed.methods(0)["random selection"].train.steps == 3
+    assert changed.methods(0)["SLM"].select.ratio == 0.4
+    assert changed.methods(0)["CLM"].select.ratio == 1.0  # what is compared stays
+    for override, said in (("train.step=3", "mean --config.train.steps"), ("seed=a", "seed=a")):
+        with pytest.raises(InputError, match=said):
+            dataclasses.replace(study, overrides=(override,)).config(0)
 
 
 def test_general_text_needs_text(study):
