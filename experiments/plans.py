@@ -8,6 +8,7 @@ plans.csv is replaced, others are kept; the tables in docs/scale.md and the figu
 """
 
 import dataclasses
+import math
 import os
 import re
 from importlib import metadata
@@ -195,8 +196,8 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
     times.set(xlabel="chips (v5p)", ylabel="seconds a step", ylim=(0, None), title="time")
     colours = ["#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#E69F00"]
     for kind, colour in zip(KINDS, colours, strict=True):
-        sent = [float(r.get(f"{kind}_gib") or 0) for r in rows]
-        if any(sent):
+        sent = [float(r.get(f"{kind}_gib") or "nan") for r in rows]  # none: no point in the figure
+        if not all(map(math.isnan, sent)):
             traffic.plot(chips, sent, "o-", color=colour, label=kind)
     traffic.set(xlabel="chips (v5p)", ylabel="GiB a chip sends in a step", title="collectives")
     traffic.set_yscale("log")
@@ -204,6 +205,7 @@ def figure(rows: list[dict[str, str]], path: Path) -> None:
     for axes in (times, traffic):
         axes.set_xscale("log", base=2)
         axes.set_xticks(chips, map(str, chips))
+        axes.set_xlim(chips[0] / 1.4, chips[-1] * 1.4)
         axes.grid(alpha=0.3)
     fig.savefig(path, dpi=150)
 
