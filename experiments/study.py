@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from configs import math as math_config
 from experiments import pool
+from rho1_jax import command_line
 from rho1_jax import config as config_lib
 from rho1_jax.config import source
 from rho1_jax.errors import InputError
@@ -137,7 +138,7 @@ class Study:
     def _scaled(self) -> ConfigDict:
         c = SCALES[self.scale].config(self.data)
         self.adapt(c)
-        return config_lib.overridden(c, self.overrides)
+        return command_line.overridden(c, self.overrides)
 
 
 def tiny(data: str) -> ConfigDict:

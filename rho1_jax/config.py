@@ -10,8 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from rho1_jax.data import taggers
 from rho1_jax.data.corpora import Source
@@ -238,21 +237,6 @@ def require_known_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
         nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
         hint = f": did you mean --config.{nearest[0]}?" if nearest else "."
         raise InputError(f"--config.{key} is not a key of this config{hint}")
-
-
-def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:
-    """The config with each `a.b=value` in its place; InputError where key or value do not fit."""
-    require_known_keys(config, overrides)
-    found = flags.FlagValues()
-    argv = ["", *(f"--config.{override}" for override in overrides)]
-    config_flags.DEFINE_config_dict(
-        "config", config, flag_values=found, lock_config=False, sys_argv=argv
-    )
-    try:
-        found(argv)
-    except flags.Error as error:
-        raise InputError(f"{str(error).splitlines()[0]}.") from error
-    return found.config
 
 
 def _flat_keys(config: ConfigDict, prefix: str = ""):

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from rho1_jax import command_line, jsonfile
 from rho1_jax import config as config_lib
-from rho1_jax import jsonfile
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.run import Run
 from rho1_jax.stages import STAGES
@@ -35,6 +34,8 @@ from rho1_jax.training import hosts, program, sharding
 from rho1_jax.training.interruption import Interrupted, StopSignal
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
+OPTIONS = {"workdir": "", "stages": "", "beam_runner": "", "coordinator": "", "num_processes": 0,
+           "process_id": -1}  # fmt: skip
 
 
 class Command(NamedTuple):
@@ -86,10 +87,7 @@ def _status(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> Command:
     """The command of a command line, its config locked; InputError if it makes no sense."""
-    overrides = [a.removeprefix("--config.") for a in argv if a.startswith("--config.")]
-    plain = [a for a in argv if not a.startswith("--config.")]
-    config_lib.require_known_keys(_flags(plain).config, overrides)
-    found = _flags(argv)
+    found = command_line.parse(argv, OPTIONS)
     stages = tuple(found.stages.split(",")) if found.stages else tuple(STAGES)
     for stage in stages:
         require_known("--stages: stage", stage, STAGES)
@@ -123,45 +121,6 @@ def run(
             STAGES[name](this)
             if (signum := stop.after_stage()) is not None:
                 raise Interrupted(signum, f"{name} is finished")
-
-
-def _flags(argv: Sequence[str]) -> flags.FlagValues:
-    found = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", None, "", flag_values=found, sys_argv=list(argv))
-    flags.DEFINE_string("workdir", "", "", flag_values=found)
-    flags.DEFINE_string("stages", "", "", flag_values=found)
-    flags.DEFINE_string("coordinator", "", "", flag_values=found)
-    flags.DEFINE_string("beam_runner", "", "", flag_values=found)
-    flags.DEFINE_integer("num_processes", 0, "", flag_values=found)
-    flags.DEFINE_integer("process_id", -1, "", flag_values=found)
-    sys.modules.pop("config_config", None)  # or a file without get_config would inherit one
-    try:
-        rest = found(list(argv))[1:]
-        config = found.config
-        if config is not None:
-            config.lock()
-    except Exception as error:  # a config is a program: anything can go wrong in it
-        raise InputError(_why_not(argv, error)) from error
-    if rest:
-        raise InputError(f"{rest[0]} is not understood: options look like --name=value.")
-    if config is None:
-        raise InputError("--config is missing: try --config=configs/math.py.")
-    return found
-
-
-def _why_not(argv: Sequence[str], error: Exception) -> str:
-    """One sentence for what went wrong with the flags or in the config file."""
-    named = next((a for a in argv if a.startswith("--config=")), "--config")
-    if isinstance(error, OSError) or "FileNotFoundError" in str(error):
-        return f"{named} cannot be read: give a Python file such as configs/math.py."
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    if not isinstance(error, flags.Error):
-        return f"{named} is not a config: {type(error).__name__}: {lines[0]}"
-    if "config file" not in lines[0]:
-        return f"{lines[0]} (see python -m rho1_jax.main --help)."
-    # The rest is the traceback of the config file, as text; its last line says what was raised.
-    kind, _, said = lines[-1].partition(": ")
-    return said if kind.endswith("InputError") else f"{named} is not a config: {lines[-1]}"
 
 
 def _claim(folder: Path, config: ConfigDict) -> None:

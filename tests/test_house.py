@@ -12,14 +12,16 @@ ROOT = Path(__file__).parent.parent
 FLOORS = {
     "errors": 0, "jsonfile": 0,
     "slm": 1, "models": 1, "data": 1,
-    "training": 2, "evaluation": 2, "config": 2,
+    "training": 2, "evaluation": 2, "config": 2, "command_line": 2,
     "analysis": 3, "run": 3, "job": 3, "signals": 3, "stages": 3, "main": 3,
 }  # fmt: skip
 ON_ONE_FLOOR = {  # the imports allowed between neighbours, all in one direction
     ("stages", "run"), ("stages", "analysis"), ("stages", "job"), ("stages", "signals"),
     ("signals", "run"), ("job", "run"),
     ("evaluation", "training"),
-    ("training", "config"),  # aot.py is a command over configs; config.py stands on floor 1 alone
+    ("command_line", "config"),
+    # aot.py is a command over configs; config.py stands on floor 1 alone
+    ("training", "config"), ("training", "command_line"),
     ("jsonfile", "errors"),
     ("main", "run"), ("main", "stages"),
 }  # fmt: skip

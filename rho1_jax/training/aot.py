@@ -6,7 +6,8 @@ It is the step of job.py, compiled by the TPU's own compiler on any host (`pip i
 topology is named as clouds do: v5e-16 and v6e-16 have 16 chips, v4-64 and v5p-64 have 64 cores on
 32 chips. Slices are powers of two, from one chip to 256 (v5e, v6e) or 4096 (v4, v5p).
 `--find_batch` looks for the largest train.batch_size that fits; `--config.key=value` overrides the
-config, whose mesh must fit the topology. The model is model.preset with weights of no value.
+config, whose mesh must fit the topology; `--xla=name=value,...` goes to the compiler. The model is
+model.preset with weights of no value.
 
 The time is an estimate: cycles that the compiler expects of what it generates, at the chip's clock,
 and the attention kernel's tiles at its peak rate; sorts are left out. The collectives' bytes over
@@ -24,12 +25,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from rho1_jax import command_line
 from rho1_jax import config as config_lib
 from rho1_jax.errors import InputError, require_known
 from rho1_jax.models import llama, presets
@@ -39,6 +40,7 @@ from rho1_jax.slm.selection import Selection
 from rho1_jax.training import cost, program, sharding
 
 GIB = 2**30
+OPTIONS = {"topology": "", "find_batch": False, "xla": ""}  # xla: the compiler's name=value,...
 # libtpu would ask the cloud who it is, and lets only one process in, as on a host with TPUs.
 NO_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
@@ -305,25 +307,32 @@ def _explained(error: Exception, topology: str, batch_size: int) -> Exception:
     )
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        sys.exit(f"{argv[1]} is not understood: options look like --name=value.")
+def main(argv: Sequence[str]) -> int:
+    """The command line; returns the exit status, 2 for bad input."""
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
     if not os.environ.get("JAX_PLATFORMS"):
         jax.config.update("jax_platforms", "cpu")
     try:
-        find = largest_batch if FLAGS.find_batch else compile_step
-        xla = dict(option.split("=", 1) for option in FLAGS.xla)
-        print(report(find(FLAGS.config, FLAGS.topology, xla)))
+        found = command_line.parse(argv, OPTIONS)
+        if not found.topology:
+            raise InputError("--topology is missing: name a slice, for instance v5p-64.")
+        find = largest_batch if found.find_batch else compile_step
+        print(report(find(found.config, found.topology, _compiler_options(found.xla))))
     except InputError as error:
-        sys.exit(str(error))
+        print(error, file=sys.stderr)
+        return 2
+    return 0
 
 
-FLAGS = flags.FLAGS
+def _compiler_options(text: str) -> dict[str, str]:
+    options = [option.partition("=") for option in text.split(",") if option]
+    for name, equals, _ in options:
+        if not equals:
+            raise InputError(f"--xla: {name} has no value: write name=value, with commas between.")
+    return {name: value for name, _, value in options}
+
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "a file in configs/")
-    flags.DEFINE_string("topology", None, "for instance v5p-64")
-    flags.DEFINE_bool("find_batch", False, "look for the largest batch that fits")
-    flags.DEFINE_list("xla", [], "options of the compiler, name=value")
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main)
+    sys.exit(main(sys.argv))
