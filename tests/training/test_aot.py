@@ -195,3 +195,21 @@ def test_the_compiler_is_understood(said):
 def test_other_errors_stay_what_they_are():
     error = RuntimeError("INTERNAL: something else")
     assert aot._explained(error, "v5e-16", 64) is error
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--config=configs/mth.py", "--topology=v5e-4"], "configs/mth.py cannot be read"),
+        (["--config=configs/math.py", "--config.train.stps=3"], "mean --config.train.steps?"),
+        (["--config=configs/math.py:tinylama", "--topology=v5e-4"], "did you mean tinyllama?"),
+        (["--config=configs/math.py"], "--topology is missing"),
+        (["--config=configs/math.py", "--topology=v5e-4", "--xla=a"], "a has no value"),
+        (["--config=configs/math.py", "--topology=v5e-4", "--bath"], "'bath'"),
+    ],
+)
+def test_a_bad_command_line_is_one_sentence(line, said, capsys):
+    assert aot.main(["aot", *line]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
