@@ -75,6 +75,25 @@ def test_processes_equal_devices_also_when_one_is_killed_and_others_resume(texts
 
 
 @pytest.mark.slow
+def test_hosts_share_long_rows(texts, tmp_path):
+    """Rows cut over two hosts, and two parts of the batch: what two devices of one process do."""
+    options = (
+        "--stages=prepare,train", "--config.select.score=loss", "--config.train.steps=3",
+        "--config.train.batch_size=4", "--config.train.accumulation=2",
+        "--config.score.batch_size=2",
+    )  # fmt: skip
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    (alone,) = launcher.ended(launcher.start(1, *arguments(texts, whole, *options), n_devices=2))
+    assert alone.status == 0, alone.err
+    args = arguments(texts, cut, *options, "--config.mesh.sequence=2")
+    four = launcher.ended(launcher.start(4, *args))
+    assert [e.status for e in four] == [0] * 4, four
+    for name in ("metrics.csv", "heldout.csv"):
+        ours, theirs = (numbers(table(folder / name)) for folder in (cut, whole))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_stops_all_after_the_same_step(texts, tmp_path):
     args = arguments(
         texts, tmp_path, "--config.select.score=all", "--config.train.steps=2000",
