@@ -14,7 +14,7 @@ cleaning), by a reference that is fine-tuned on the files in DIR/sft_clean. The 
 fine-tunes on ToRA data for 3 epochs; its batch and learning rate are not stated, those here are our
 choice.
 
-Hardware: one accelerator for a 1B model. Result on CPU: see experiments/finetuning.py.
+Hardware: one accelerator for a 1B model. Results of small models on CPU: docs/results.
 """
 
 from ml_collections import ConfigDict
