@@ -202,13 +202,14 @@ def param_count(config: LlamaConfig) -> int:
 def flops_per_token(config: LlamaConfig, seq_len: int) -> int:
     """FLOPs of one token's forward pass, head included, two per multiply-add.
 
-    Matrix products only. Attention counts all seq_len keys of every query, the masked half too:
-    the convention of PaLM (arXiv 2204.02311, appendix B), which most reported MFU follows.
+    Matrix products only. Attention counts all seq_len keys of every query, the masked half too (the
+    convention of PaLM, arXiv 2204.02311, appendix B, which most reported MFU follows), but no more
+    than its window.
     A training step is three times this, and the reference's forward pass comes on top.
     """
     c = config
     weights = 2 * c.width * c.head_dim * (c.n_heads + c.n_kv_heads) + 3 * c.width * c.ffn_width
-    attention = 2 * seq_len * c.n_heads * c.head_dim
+    attention = 2 * min(seq_len, c.window or seq_len) * c.n_heads * c.head_dim
     return 2 * (c.n_layers * (weights + attention) + c.vocab_size * c.width)
 
 

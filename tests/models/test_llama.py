@@ -117,6 +117,10 @@ def test_flops_are_those_of_the_traced_products(params, tied):
     assert llama.flops_per_token(config, seq_len) * 4 * seq_len == 2 * multiply_adds(traced.jaxpr)
 
 
+def test_flops_count_no_keys_beyond_the_window():
+    assert llama.flops_per_token(small(window=50), 100) == llama.flops_per_token(small(), 50)
+
+
 @pytest.mark.parametrize(
     "changes",
     [
