@@ -1,7 +1,7 @@
 """Command lines with a config: --config=FILE[:VARIANT] --config.KEY=VALUE --OPTION=VALUE."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -10,7 +10,11 @@ from ml_collections import ConfigDict, config_flags
 from rho1_jax import config as config_lib
 from rho1_jax.errors import InputError
 
-_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, bool: flags.DEFINE_bool}
+_DEFINE: Mapping[type, Callable[..., Any]] = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    bool: flags.DEFINE_bool,
+}
 _PREFIX = "--config."
 
 
