@@ -90,6 +90,7 @@ def row(case: Case) -> dict[str, object]:
         "mega_cycles": found.cycles / 1e6,
         "link_seconds": sum(t.bytes for t in found.traffic.values()) / chip.links,
         "endless_loops": found.endless,
+        "without_estimate": found.unknown,
         "compile_seconds": time.perf_counter() - started,
     }
     return facts | plans.traffic_columns(found)

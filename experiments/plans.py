@@ -125,6 +125,7 @@ def row(case: Case) -> dict[str, object]:
         "mfu": p.mfu,
         "tokens_per_day": p.tokens / p.seconds * 86_400,
         "endless_loops": p.program.endless,
+        "without_estimate": p.program.unknown,
         "compile_seconds": p.compile_seconds,
     }
     return facts | traffic_columns(p.program)

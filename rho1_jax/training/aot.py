@@ -251,6 +251,8 @@ def report(plan: Plan) -> str:
         rows.append((kind, f"{traffic.runs:,.0f} runs, {traffic.bytes / GIB:.3f} GiB sent"))
     if p.program.endless:
         rows.append(("loops", f"{p.program.endless} of unknown length, counted once"))
+    if p.program.unknown:
+        rows.append(("left out", f"{p.program.unknown} instructions without an estimate of cycles"))
     return "\n".join(f"{name:20s}{value}" for name, value in rows)
 
 

@@ -14,6 +14,7 @@ _TYPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"  (?:ROOT )?%(\S+) = (\(.*?\)|\S+) ([a-z][\w-]*)\((.*)")
 _CALLED = re.compile(r"(calls|to_apply|body|condition|branch_computations)=\{?((?:%[^,\s}]+,? ?)+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_NO_ESTIMATE = 2**63 - 1  # what the compiler writes where its model of costs knows nothing
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -59,11 +60,13 @@ class Program(NamedTuple):
 
     cycles: its estimate for what it generates itself: no kernels, no sorts, no waiting for others.
     endless: loops whose number of trips could not be read, counted as one trip.
+    unknown: instructions that the compiler has no estimate of, left out.
     """
 
     cycles: float
     traffic: dict[str, Traffic]
     endless: int
+    unknown: int
 
 
 def read(hlo: str) -> Program:
@@ -72,7 +75,7 @@ def read(hlo: str) -> Program:
     Of a conditional the last branch counts (the true one: the usual case in this package).
     """
     bodies, entry = _computations(hlo)
-    cycles, endless = 0.0, 0
+    cycles, endless, unknown = 0.0, 0, 0
     seen: dict[tuple[str, str], tuple[float, float]] = {}  # runs, bytes of one
     todo = [(entry, 1.0, True)]
     while todo:
@@ -84,7 +87,9 @@ def read(hlo: str) -> Program:
                 continue
             label, result, op, rest = found.groups()
             if scheduled and (estimate := _CYCLES.search(rest)):
-                cycles += times * int(estimate[1])
+                known = int(estimate[1]) < _NO_ESTIMATE
+                cycles += times * int(estimate[1]) if known else 0.0
+                unknown += not known
             kind = op.removesuffix("-start")
             if kind in _COLLECTIVES:
                 operands = [types.get(x, "") for x in re.findall(r"%([\w.-]+)", rest.split(")")[0])]
@@ -112,7 +117,7 @@ def read(hlo: str) -> Program:
     for (kind, _), (times, size) in seen.items():
         before = traffic.get(kind, Traffic(0.0, 0.0))
         traffic[kind] = Traffic(before.runs + times, before.bytes + times * size)
-    return Program(cycles, traffic, endless)
+    return Program(cycles, traffic, endless, unknown)
 
 
 def _computations(hlo: str) -> tuple[dict[str, list[str]], str]:

@@ -76,6 +76,13 @@ def test_a_loop_without_a_known_end_counts_once_and_is_told():
     assert (p.cycles, p.endless) == (15, 1)
 
 
+def test_what_the_compiler_has_no_estimate_of_is_left_out_and_counted():
+    before = cost.read(PROGRAM)
+    after = cost.read(PROGRAM.replace('"10"', f'"{2**63 - 1}"'))
+    assert (before.unknown, after.unknown) == (0, 1)
+    assert 0 < after.cycles < before.cycles
+
+
 def flops(f, *shapes, **kwargs):
     return cost.flops(jax.make_jaxpr(f)(*map(jnp.zeros, shapes)).jaxpr, **kwargs)
 
