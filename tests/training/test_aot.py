@@ -156,7 +156,7 @@ def at_most(monkeypatch):
             tried.append(config.train.batch_size)
             if tried[-1] > most:
                 raise aot.DoesNotFit("too large")
-            nothing = cost.Program(0.0, {}, 0)
+            nothing = cost.Program(0.0, {}, 0, 0)
             return aot.Plan(aot.CHIPS["v5e"], 4, tried[-1], 0, 0, 0, 0, 0.0, 0.0, 0.0, nothing, 0.0)
 
         monkeypatch.setattr(aot, "compile_step", compile_step)
