@@ -9,7 +9,9 @@ problems as the reference has read them. With --data: DIR/sft/* of question and 
 
 import json
 import random
+import statistics
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +44,9 @@ def run(this: Study) -> None:
         bases["(base)", seed] = this.config(seed).model.init
         bases["(reference)", seed] = str(pretrained["SLM", seed] / "reference")
     runs = this.run({key: sft_config(this, key[1], base, root) for key, base in bases.items()})
+    rows = [_row(method, seed, folder) for (method, seed), folder in runs.items()]
     text = [
-        _table(runs),
+        _table(runs, rows),
         results.save(this, results.figure_of_curves(runs, [DOMAIN])),
         results.beside_paper(
             ("fine-tuned from SLM (paper: accuracy on MATH with tools, 1.1B and 7B; here: held-out "
@@ -52,9 +55,7 @@ def run(this: Study) -> None:
              results.differences(runs, "SLM", [DOMAIN])),
         ),
     ]  # fmt: skip
-    results.write(
-        this, runs, [_row(key, folder) for key, folder in runs.items()], "\n\n".join(text)
-    )
+    results.write(this, runs, rows, "\n\n".join(text))
 
 
 def sft_config(this: Study, seed: int, base: str, root: Path) -> ConfigDict:
@@ -92,12 +93,11 @@ def _questions(this: Study) -> Path:
     return this.out
 
 
-def _table(runs: results.Runs) -> str:
+def _table(runs: results.Runs, rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per base: loss before, after, and paired differences."""
     lines = []
     for method in results.methods(runs):
-        rows = [_row((method, 0), folder) for folder in results.of(runs, method)]
-        before = sum(row["loss_before"] for row in rows) / len(rows)
+        before = statistics.mean(row["loss_before"] for row in rows if row["method"] == method)
         after = results.said(results.loss(runs, method, DOMAIN))
         difference = results.loss(runs, method, DOMAIN, minus=results.BASELINE)
         own = method == results.BASELINE
@@ -107,12 +107,12 @@ def _table(runs: results.Runs) -> str:
     return results.table(head, lines)
 
 
-def _row(key: tuple[str, int], folder: Path) -> dict[str, Any]:
+def _row(method: str, seed: int, folder: Path) -> dict[str, Any]:
     evals = jsonfile.read(folder / "eval.json")
     before, after = evals["initial"][DOMAIN], evals["policy"][DOMAIN]
     return {
-        "method": key[0],
-        "seed": key[1],
+        "method": method,
+        "seed": seed,
         "loss_before": before["loss"],
         "loss": after["loss"],
         "bits_per_byte": after["bits_per_byte"],

@@ -244,8 +244,8 @@ def main(run: Callable[[Study], None], argv: Sequence[str] = ()) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="how many: 0, 1, ...")
     parser.add_argument("--out", type=Path, default=Path("runs") / name)
     parser.add_argument("--data", default="", help="a folder with corpus/*, clean/*, eval/*")
-    overrides = tuple(a.removeprefix("--config.") for a in argv if a.startswith("--config."))
-    args = parser.parse_args([a for a in argv[1:] if not a.startswith("--config.")])
+    plain, overrides = command_line.split(argv[1:])
+    args = parser.parse_args(plain)
     try:
         run(Study(name, args.out, args.scale, args.seeds, args.data, overrides=overrides))
     except InputError as error:

@@ -24,10 +24,15 @@ def parse(argv: Sequence[str], options: Mapping[str, Any]) -> flags.FlagValues:
     argv: the command's name first. options: what may be named, with defaults. InputError says in
     one sentence what is wrong with the command line or the config's file.
     """
-    overrides = [a.removeprefix(_PREFIX) for a in argv if a.startswith(_PREFIX)]
-    plain = [a for a in argv if not a.startswith(_PREFIX)]
+    plain, overrides = split(argv)
     config_lib.require_known_keys(_parse(plain, options).config, overrides)
     return _parse(argv, options)
+
+
+def split(argv: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What is no override, and the overrides as KEY=VALUE."""
+    plain = [a for a in argv if not a.startswith(_PREFIX)]
+    return plain, tuple(a.removeprefix(_PREFIX) for a in argv if a.startswith(_PREFIX))
 
 
 def overridden(config: ConfigDict, overrides: Sequence[str]) -> ConfigDict:

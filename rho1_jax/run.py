@@ -51,7 +51,7 @@ class Run:
         self.config, self.folder, self.mesh, self.stop = config, folder, mesh, stop
         self.beam_runner = beam_runner
         self.selection = config_lib.selection(
-            config, sharding.n_batch_shards(mesh), mesh.shape["sequence"]
+            config, sharding.n_batch_shards(mesh), sharding.n_row_parts(mesh)
         )
         self.key = jax.random.key(config.seed)
 

@@ -245,7 +245,7 @@ def _benchmarks(run: Run, params: Any, shape: LlamaConfig) -> dict[str, Any]:
     Rows of all lengths are not cut over devices: then tensor takes the place of sequence.
     """
     batch_size, mesh = run.config.score.batch_size, run.mesh
-    if jax.process_count() > 1 or mesh.shape["sequence"] > 1:
+    if jax.process_count() > 1 or sharding.n_row_parts(mesh) > 1:
         shape = dataclasses.replace(shape, batch_axes=sharding.BATCH_AXES)
         mine = jax.local_devices()
         mesh = sharding.make_mesh(1, math.gcd(batch_size, len(mine)), -1, devices=mine)

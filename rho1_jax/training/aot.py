@@ -156,7 +156,7 @@ def compile_step(config: ConfigDict, topology: str, xla: Mapping[str, str] | Non
     mesh = _mesh(c, topology)
     sharding.require_divisible(t.batch_size, t.accumulation, mesh, "train")
     sharding.require_even_cut(c.data.seq_len, mesh)
-    selection = config_lib.selection(c, sharding.n_batch_shards(mesh), mesh.shape["sequence"])
+    selection = config_lib.selection(c, sharding.n_batch_shards(mesh), sharding.n_row_parts(mesh))
     live = config_lib.needs_reference(c) and not c.score.cached
     shape, ref_shape = (_shape(c, mesh, dtype) for dtype in (c.model.dtype, c.model.ref_dtype))
     key = jax.random.key(0)
@@ -215,7 +215,7 @@ def largest_batch(config: ConfigDict, topology: str, xla: Mapping[str, str] | No
     config = config.copy_and_resolve_references()
     mesh = _mesh(config, topology)
     least = sharding.n_batch_shards(mesh) * config.train.accumulation
-    one_row = mesh.shape["sequence"] > 1  # at a time is what there can be
+    one_row = sharding.n_row_parts(mesh) > 1  # at a time is what there can be
     best, fits, fails = None, 0, 2 if one_row else math.inf
     rows = 1 if one_row else max(1, config.train.batch_size // least)
     while fits + 1 < fails:

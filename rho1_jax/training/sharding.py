@@ -67,9 +67,14 @@ def n_batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def n_row_parts(mesh: Mesh) -> int:
+    """Over how many devices each row is cut along its length."""
+    return mesh.shape[SEQUENCE]
+
+
 def token_axes(mesh: Mesh) -> tuple[str, ...]:
     """The axes that activations are split over: LlamaConfig.batch_axes."""
-    return (*BATCH_AXES, SEQUENCE) if mesh.shape[SEQUENCE] > 1 else BATCH_AXES
+    return (*BATCH_AXES, SEQUENCE) if n_row_parts(mesh) > 1 else BATCH_AXES
 
 
 def require_divisible(batch_size: int, accumulation: int, mesh: Mesh, where: str) -> None:
@@ -78,7 +83,7 @@ def require_divisible(batch_size: int, accumulation: int, mesh: Mesh, where: str
     Where rows are cut over devices, these take one at a time: the tokens of several would no longer
     lie on a device in one piece.
     """
-    shards, parts = n_batch_shards(mesh), mesh.shape[SEQUENCE]
+    shards, parts = n_batch_shards(mesh), n_row_parts(mesh)
     if batch_size % (shards * accumulation) == 0:
         if parts == 1 or batch_size == shards * accumulation:
             return
@@ -95,7 +100,7 @@ def require_divisible(batch_size: int, accumulation: int, mesh: Mesh, where: str
 
 def require_even_cut(seq_len: int, mesh: Mesh) -> None:
     """InputError unless rows can be cut over the devices."""
-    parts = mesh.shape[SEQUENCE]
+    parts = n_row_parts(mesh)
     if seq_len % parts:
         raise InputError(
             f"data.seq_len={seq_len} targets do not divide over the {parts} devices of "
