@@ -8,8 +8,8 @@
                    reviewed code, guidelines, statutes, questions with their answers
     MODEL          the model to go on from: a run, a Hugging Face folder or name, a GGUF file
 
-Files are .jsonl(.gz|.zst), .parquet or .txt; records have a `text`, or a `question` and an
-`answer`. NAME is your domain's name, in the run's folder runs/NAME.
+Files are .jsonl, .json or .ndjson (plain, .gz or .zst), .parquet or .txt; records have a `text`, or
+a `question` and an `answer`. NAME is your domain's name, in the run's folder runs/NAME.
 
 Selection is worth its cost where much of the noisy text is of no use to the domain, and the model
 has already read text like it. To see whether yours is such a domain before you pay for it, compare

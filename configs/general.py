@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     c.model.remat = "full"
     c.tokenizer.source = "init"
     c.data.seq_len = 2048
+    c.data.separate_documents = False  # the paper fills plain contexts, as its base model did
     c.data.root = "data"
     c.data.corpus.web = source("files:slimpajama/*.jsonl.zst", weight=6.0)
     c.data.corpus.code = source("files:starcoder/*.parquet", text="content", weight=3.0)

@@ -2,8 +2,8 @@
 
     python -m rho1_jax.main --config=configs/sft.py --config.model.init=RUN --config.data.root=DIR
 
-RUN is the folder of a run (or a GGUF file, a Hugging Face folder, a hub name); the JSONL files in
-DIR/sft have one of these forms:
+RUN is the folder of a run (or a GGUF file, a Hugging Face folder, a hub name); the records of the
+files in DIR/sft (.jsonl, .json or .ndjson, plain, .gz or .zst; .parquet) have one of these forms:
 
     configs/sft.py          {"question", "answer"}
     configs/sft.py:tora     {"prompt", "output"}, programs and their output inside: none on output

@@ -14,8 +14,8 @@ import sys
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import results, study, tokens
-from experiments.study import CLM, Study
+from experiments.lab import results, study, tables, tokens
+from experiments.lab.study import CLM, Study
 from rho1_jax.analysis import correlation
 from rho1_jax.analysis.bootstrap import interval
 
@@ -92,7 +92,7 @@ def _fits(losses) -> str:
              f"{log.a:+.2f}", f"{log.r2:.2f}", f"{round(other.r2, 2) + 0.0:.2f}"]
         )  # fmt: skip
     head = ["method", "tokens", "r", "linear: a", "R2", "logarithmic: a", "R2", "R2, other sign"]
-    return results.table(head, lines)
+    return tables.markdown(head, lines)
 
 
 def _figure(steps, losses, later):
@@ -132,4 +132,4 @@ def _figure(steps, losses, later):
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -18,9 +18,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import sft
-from experiments import results, study
-from experiments.study import Study
-from rho1_jax import jsonfile
+from experiments.lab import results, study, tables
+from experiments.lab.study import Study
+from rho1_jax import files, jsonfile
 from rho1_jax.data import builtin
 from rho1_jax.errors import InputError
 
@@ -85,11 +85,12 @@ def _questions(this: Study) -> Path:
         return Path(this.data)
     path, rng = this.out / "sft" / "problems.jsonl", random.Random(0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as f:
+    with files.replacing(path) as f:
         for _ in range(N_PROBLEMS):
             p = builtin.problem(rng)
             answer = f"{' '.join(p.steps)}\n#### {p.answer}"
-            f.write(json.dumps({"question": p.question, "answer": answer}) + "\n")
+            line = json.dumps({"question": p.question, "answer": answer})
+            f.write(f"{line}\n".encode())
     return this.out
 
 
@@ -104,7 +105,7 @@ def _table(runs: results.Runs, rows: Sequence[Mapping[str, Any]]) -> str:
         minus = "" if own else results.said(difference, sign=True)
         lines.append([method, f"{before:.3f}", after, minus])
     head = ("base", "answers before, nats per token", "after", f"after, minus {results.BASELINE}")
-    return results.table(head, lines)
+    return tables.markdown(head, lines)
 
 
 def _row(method: str, seed: int, folder: Path) -> dict[str, Any]:
@@ -120,4 +121,4 @@ def _row(method: str, seed: int, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -19,8 +19,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import results, study
-from experiments.study import QA, Study
+from experiments.lab import results, study
+from experiments.lab.study import QA, Study
+from rho1_jax import files
 from rho1_jax.config import source
 from rho1_jax.data import builtin
 from rho1_jax.errors import InputError
@@ -79,15 +80,13 @@ def write_texts(folder: Path) -> None:
         path = folder / f"{name}.jsonl"
         if path.exists():
             continue
-        draft = path.with_suffix(".draft")
-        with draft.open("w") as f:
+        with files.replacing(path) as f:
             left = CHARACTERS
             for text in found:
                 left -= len(text)
                 if left < 0:
                     break
-                f.write(json.dumps({"text": text}) + "\n")
-        draft.replace(path)
+                f.write(f"{json.dumps({'text': text})}\n".encode())
 
 
 def _sources(package: str) -> Iterator[str]:
@@ -113,4 +112,4 @@ def _documented_functions(package: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -10,8 +10,8 @@ selection of as many tokens. Base and reference are shown too.
 import math
 import sys
 
-from experiments import results, study
-from experiments.study import Study
+from experiments.lab import results, study
+from experiments.lab.study import Study
 
 
 def run(this: Study) -> None:
@@ -39,4 +39,4 @@ def _speed(runs: results.Runs, domain: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

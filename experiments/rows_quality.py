@@ -7,7 +7,6 @@ upper half of them; same base, data, reference and scores. And along the exact t
 the gradient of each on the same batches: its cosine with the exact one, and its length.
 """
 
-import csv
 import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -20,16 +19,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import results, study
-from experiments.study import Study
-from experiments.variants import compare
+from experiments.lab import study, tables
+from experiments.lab.study import Study
+from experiments.lab.variants import compare
 from rho1_jax.data import loader
 from rho1_jax.models import llama, presets
-from rho1_jax.run import Run, weights
+from rho1_jax.pipeline import models
+from rho1_jax.pipeline.workspace import Workspace, mixture
 from rho1_jax.slm import step
 from rho1_jax.slm.backward import SelectedRows
 from rho1_jax.training import program, sharding
-from rho1_jax.training.interruption import StopSignal
 
 RATIOS = (0.6, 0.4)
 LOOKS = 5  # gradients are compared at that many steps, the first and the last among them
@@ -40,10 +39,7 @@ def run(this: Study) -> None:
     tops = {"rows, upper half": n // 2, "rows, all blocks": n}
     compared = gradients(this, tops)
     this.out.mkdir(parents=True, exist_ok=True)
-    with (this.out / "gradients.csv").open("w", newline="") as f:
-        writer = csv.DictWriter(f, list(compared[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(compared)
+    tables.write(this.out / "gradients.csv", compared)
     compare(
         this,
         {name: {"train.backward_rows_top": top} for name, top in tops.items()},
@@ -61,22 +57,23 @@ def gradients(this: Study, tops: Mapping[str, int]) -> list[dict[str, Any]]:
         for ratio in RATIOS:
             c = ConfigDict(config.to_dict())
             c.select.ratio = ratio
-            here = Run(c, folder, mesh, StopSignal(mesh))
+            here = Workspace(c, folder, mesh)
             found += [{"ratio": ratio, **row} for row in _along_training(here, tops)]
     return found
 
 
-def _along_training(here: Run, tops: Mapping[str, int]) -> Iterator[dict[str, Any]]:
+def _along_training(here: Workspace, tops: Mapping[str, int]) -> Iterator[dict[str, Any]]:
     c, t = here.config, here.config.train
-    params, shape = here.initial_model()
+    params, shape = models.initial(here)
     apply = functools.partial(llama.apply, config=shape)
 
     def step_fn(tx: optax.GradientTransformation, top: int) -> Callable:
         how = SelectedRows(here.selection, top, shape.n_layers) if top else None
-        return functools.partial(
-            step.train_step, apply=functools.partial(apply, rowwise=how), ref_apply=apply, tx=tx,
+        method = step.Method(
+            apply=functools.partial(apply, rowwise=how), ref_apply=apply, tx=tx,
             selection=here.selection, chunk_tokens=c.loss_chunk_tokens,
         )  # fmt: skip
+        return functools.partial(step.train_step, method=method)
 
     def gradient_fn(top: int) -> Callable:
         descent = optax.sgd(1.0)  # moves the parameters by the gradient itself
@@ -92,10 +89,9 @@ def _along_training(here: Run, tops: Mapping[str, int]) -> Iterator[dict[str, An
     _, tx = program.optimizer_of(t, t.steps)
     train_step = jax.jit(step_fn(tx, 0))
     state = step.init_state(params, tx)
-    rows, domains = here.train_rows(c.data.corpus), c.data.corpus
     batches = loader.train_batches(
-        rows, weights(domains), batch_size=t.batch_size, seed=c.seed, start_step=0,
-        num_steps=t.steps, scores=here.cached_scores(here.reference()[0]),
+        here.train_rows(c.data.corpus), **mixture(c, "train", t.steps), start_step=0,
+        num_steps=t.steps, scores=here.cached_scores(),
     )  # fmt: skip
     looks = set(np.linspace(0, t.steps - 1, LOOKS).round().astype(int).tolist())
     for i, batch in enumerate(map(here.put, batches)):
@@ -120,8 +116,8 @@ def _said(compared: list[dict[str, Any]]) -> str:
         line = lines.setdefault((row["ratio"], row["method"]), [])
         line.append(f"{row['cosine']:.3f}")
     head = ["k", "method", *(f"cosine at step {i}" for i in steps)]
-    return results.table(head, [[str(k), name, *line] for (k, name), line in lines.items()])
+    return tables.markdown(head, [[str(k), name, *line] for (k, name), line in lines.items()])
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -7,9 +7,9 @@ Each schedule selects 0.6 of all tokens in the mean over the steps, as SLM does.
 
 import sys
 
-from experiments import study
-from experiments.study import Study
-from experiments.variants import compare
+from experiments.lab import study
+from experiments.lab.study import Study
+from experiments.lab.variants import compare
 
 VARIANTS = {
     f"{schedule}, {first} to {last}": {
@@ -32,4 +32,4 @@ def run(this: Study) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -7,14 +7,15 @@ to the median loss, references that follow the policy, and soft weights. The two
 moving averages of the policy's parameters: `history` starts as the policy itself, so that the
 excess loss is what the policy has lost since (`forgotten`) and its negative what it has gained
 (`progress`); `self-evolving` starts as the trained reference. They cost a forward pass in every
-step and cannot be cached. With a floor no token is dropped: it costs as much as CLM, plus scoring.
+step and cannot be cached. With an
+`unselected_weight` no token is dropped: it costs as much as CLM, plus scoring.
 """
 
 import sys
 
-from experiments import study
-from experiments.study import Study
-from experiments.variants import compare
+from experiments.lab import study
+from experiments.lab.study import Study
+from experiments.lab.variants import compare
 
 MIXED = (("excess", 1.0), ("entropy", 0.5))
 HORIZON = 0.05  # a moving reference looks back over this share of the training
@@ -22,7 +23,7 @@ HORIZON = 0.05  # a moving reference looks back over this share of the training
 
 def variants(steps: int) -> dict[str, dict]:
     """name -> changes to SLM."""
-    moving = {"select.decay": 1.0 - 1.0 / max(2.0, HORIZON * steps)}
+    moving = {"select.ref_ema_decay": 1.0 - 1.0 / max(2.0, HORIZON * steps)}
     return {
         "loss": {"select.score": "loss"},
         "entropy": {"select.score": "entropy"},
@@ -30,9 +31,9 @@ def variants(steps: int) -> dict[str, dict]:
         "middle perplexity": {"select.score": "middle"},
         "history: forgotten": moving,
         "history: progress": {**moving, "select.score": "inverse"},
-        "self-evolving reference": {**moving, "select.average_of": "reference"},
-        "SLM, floor 0.1": {"select.floor": 0.1},
-        "SLM, floor 0.5": {"select.floor": 0.5},
+        "self-evolving reference": {**moving, "select.ref_ema_init": "reference"},
+        "SLM, unselected_weight 0.1": {"select.unselected_weight": 0.1},
+        "SLM, unselected_weight 0.5": {"select.unselected_weight": 0.5},
     }
 
 
@@ -47,4 +48,4 @@ def run(this: Study) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -13,9 +13,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from configs import math as math_config
-from experiments import results, study
-from experiments.results import BASELINE, COLORS, Runs
-from experiments.study import Study
+from experiments.lab import results, study
+from experiments.lab.results import BASELINE, COLORS, Runs
+from experiments.lab.study import Study
 
 RATIOS = [changes["select.ratio"] for _, changes in math_config.sweep("select_ratio")]
 
@@ -67,4 +67,4 @@ def _figure(this: Study, runs: Runs) -> Figure:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

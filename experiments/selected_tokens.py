@@ -7,17 +7,16 @@ excess loss at each, by type (data/taggers.py) and, where the corpus knows it, b
 how much of one checkpoint's selection is in another's. tokens.html shows passages.
 """
 
-import html
 import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import results, study, tokens
-from experiments.study import Study
-from experiments.tokens import Tokens
+from experiments.lab import results, study, tables, tokens
+from experiments.lab.study import Study
+from experiments.lab.tokens import Tokens
+from rho1_jax.analysis import page
 from rho1_jax.analysis.bootstrap import interval
-from rho1_jax.analysis.token_view import passage_html, write_page
 from rho1_jax.data.taggers import TAGS
 
 PASSAGES = 4
@@ -55,7 +54,7 @@ def run(this: Study) -> None:
     text = [
         f"The {ratio:.0%} of the held-out tokens of {this.corpus[0]} with the highest excess loss, "
         f"{len(seen[0].pieces):,} tokens, by type (lines in the figure: all seeds):",
-        results.table(head, lines),
+        tables.markdown(head, lines),
         f"The first and the last checkpoint select {overlap[0, -1]:.0%} of their tokens in common, "
         f"neighbours {np.diag(overlap, 1).mean():.0%}; by chance it would be {ratio:.0%}.",
         results.save(this, fig),
@@ -115,23 +114,18 @@ def _page(this: Study, t: Tokens, kept: np.ndarray) -> None:
         own = t.row == row
         pieces = np.array(t.pieces, object)[own].tolist()
         columns = [x[own] for x in (t.losses[-1], ref_loss, t.losses[-1] - ref_loss, kept[-1])]
-        marked.append(passage_html(pieces, *columns, title=f"Held-out row {row}"))
-        spans = "".join(
-            f'<span style="background:color-mix(in srgb, var(--blue) {n * 60 // VIEWS}%, '
-            f'transparent)">{html.escape(piece)}</span>'
-            for piece, n in zip(pieces, times[own], strict=True)
-        )
-        changing.append(f'<div class="text">{spans}</div>')
-    note = f"The darker, the more of {VIEWS} checkpoints, evenly over training, select the token."
-    write_page(
+        marked.append(page.passage(pieces, *columns, title=f"Held-out row {row}"))
+        changing.append(list(zip(pieces, times[own].tolist(), strict=True)))
+    page.write(
         this.out / "tokens.html",
-        "Selected tokens",
-        [
-            ("As the last checkpoint selects (Figure 13)", "".join(marked)),
-            ("During training (Figure 14)", f"<p>{note}</p>{''.join(changing)}"),
-        ],
+        "selected_tokens.html",
+        folder=results.TEMPLATES,
+        title="Selected tokens",
+        marked=marked,
+        changing=changing,
+        views=VIEWS,
     )
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

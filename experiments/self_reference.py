@@ -10,9 +10,9 @@ import sys
 
 from ml_collections import ConfigDict
 
-from experiments import results, study
-from experiments.results import BASELINE
-from experiments.study import Study
+from experiments.lab import results, study
+from experiments.lab.results import BASELINE
+from experiments.lab.study import Study
 
 BOTH = (("reference", 1.0), ("entropy", 1.0))
 GRID = {
@@ -61,4 +61,4 @@ def of_itself(c: ConfigDict) -> ConfigDict:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -9,7 +9,6 @@ an accelerator say --workers=1). With --cluster=slurm each is a job, through `su
 submitit), with the parameters --slurm.partition=NAME and so on; all machines must see the folder.
 """
 
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,52 +17,42 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import pool, results
-from rho1_jax import jsonfile, main
-from rho1_jax.errors import InputError, require_known
-from rho1_jax.training.interruption import Interrupted
+from experiments.lab import pool, tables
+from rho1_jax import config_file, files, jsonfile
+from rho1_jax.errors import InputError
 
-OPTIONS = ("--sweep", "--out", "--workers", "--cluster", "--slurm")
-CLUSTERS = ("local", "slurm", "test")  # test: submitit's own processes on this machine
+# test: submitit's own processes on this machine
+OPTIONS = {"sweep": "", "out": Path, "workers": int, "cluster": ("local", "slurm", "test")}
+SLURM = "--slurm."
 Tick = Callable[[], None]
 
 
 def run(argv: Sequence[str]) -> None:
     """Run what the command line asks for, then write sweep.md. InputError for bad input."""
-    mine = [a for a in argv if a.split("=")[0].split(".")[0] in OPTIONS]
-    config, *_ = main.parse([a for a in argv if a not in mine])
-    options = dict(a.removeprefix("--").split("=", 1) for a in mine if "=" in a)
-    cluster = options.get("cluster", "local")
-    require_known("--cluster", cluster, CLUSTERS)
-    if "sweep" not in options:
-        raise InputError("--sweep is missing: name one of the sweeps of the config's file.")
-    file = next(a for a in argv if a.startswith("--config=")).split("=", 1)[1].split(":")[0]
-    out = Path(options.get("out", f"runs/sweeps/{options['sweep']}"))
+    slurm = [a for a in argv if a.startswith(SLURM)]
+    needs = {"sweep": "name one of the sweeps of the config's file"}
+    found = config_file.parse([a for a in argv if a not in slurm], OPTIONS, required=needs)
+    out = found.out or Path("runs/sweeps") / found.sweep
     rows = {
-        name: pool.place(out, changed(config, changes))
-        for name, changes in sweep_of(file)(options["sweep"])
+        name: pool.place(out, changed(found.config, changes))
+        for name, changes in sweep_of(found.named.partition(":")[0])(found.sweep)
     }
     todo = pool.unfinished(rows.values())
     table = Table(rows)
-    if cluster == "local":
-        workers = int(options.get("workers", len(pool.cores())))
-        ended = pool.in_processes(todo, workers, table.show)
+    if found.cluster == "local":
+        ended = pool.in_processes(todo, found.workers or len(pool.cores()), table.show)
     else:
-        keys = {k.removeprefix("slurm."): v for k, v in options.items() if k.startswith("slurm.")}
-        ended = on_cluster(todo, cluster, out / "jobs", keys, table.show)
+        keys = dict(a.removeprefix(SLURM).split("=", 1) for a in slurm if "=" in a)
+        ended = on_cluster(todo, found.cluster, out / "jobs", keys, table.show)
     for _ in ended:
         table.show()
-    (out / "sweep.md").write_text(table.text())
+    files.write(out / "sweep.md", table.text())
     print(f"{table.text()}{out / 'sweep.md'}")
 
 
 def sweep_of(file: str) -> Callable[[str], Iterator[tuple[str, dict[str, Any]]]]:
     """The function `sweep` of a config file: name -> rows of (name, changed keys)."""
-    spec = importlib.util.spec_from_file_location("swept_config", file)
-    assert spec is not None  # main.parse has read the file
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = config_file.module(file)
     if not hasattr(module, "sweep"):
         raise InputError(f"{file} has no function sweep(name): write one beside get_config.")
     return module.sweep
@@ -119,7 +108,7 @@ class Table:
         head, lines = ["row", "state", "held-out loss, nats per token"], []
         for name, folder in self._rows.items():
             lines.append([name, _state(folder), _losses(folder)])
-        return results.table(head, lines)
+        return tables.markdown(head, lines)
 
 
 def _state(folder: Path) -> str:
@@ -140,11 +129,4 @@ def _losses(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        run(sys.argv)
-    except InputError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
-    except (Interrupted, KeyboardInterrupt):
-        print("Interrupted: the same command goes on from here.", file=sys.stderr)
-        sys.exit(130)
+    sys.exit(pool.command(run, sys.argv, __doc__))

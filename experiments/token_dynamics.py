@@ -7,19 +7,17 @@ token's losses: one that falls or rises by more than 0.2 nats is H->L or L->H, t
 or L->L by their last loss. tokens.html shows a passage, coloured by category.
 """
 
-import html
 import sys
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import results, study, tokens
-from experiments.study import CLM, Study
-from experiments.tokens import Tokens
-from rho1_jax.analysis import dynamics
+from experiments.lab import results, study, tables, tokens
+from experiments.lab.study import CLM, Study
+from experiments.lab.tokens import Tokens
+from rho1_jax.analysis import dynamics, page
 from rho1_jax.analysis.bootstrap import interval
 from rho1_jax.analysis.dynamics import CATEGORIES
-from rho1_jax.analysis.token_view import write_page
 
 PAPER = {"H->H": 0.11, "L->H": 0.12, "H->L": 0.26, "L->L": 0.51}
 SHADES = dict(zip(CATEGORIES, ("#D55E00", "#CC79A7", "#0072B2", "#009E73"), strict=True))
@@ -85,7 +83,7 @@ def _table(found: list[dict]) -> str:
          f"{PAPER[name]:.0%}" if method == "CLM" else ""]
         for method in METHODS for name in CATEGORIES
     ]  # fmt: skip
-    return results.table(["method", "category", *columns.values(), "share in the paper"], lines)
+    return tables.markdown(["method", "category", *columns.values(), "share in the paper"], lines)
 
 
 def _figure(seen: list[Tokens]):
@@ -122,18 +120,17 @@ def _page(this: Study, t: Tokens, category: np.ndarray) -> None:
     """tokens.html: a held-out row with many kinds of tokens, each coloured by its category."""
     kinds = {row: len(set(category[t.row == row].tolist())) for row in np.unique(t.row)}
     own = t.row == max(kinds, key=lambda row: kinds[row])
-    key = " ".join(f'<span style="background:{c}40">{n}</span>' for n, c in SHADES.items())
     shades = list(SHADES.values())
-    spans = [
-        f'<span style="background:{shades[i]}40">{html.escape(piece)}</span>'
-        for piece, i in zip(np.array(t.pieces, object)[own], category[own], strict=True)
-    ]
-    write_page(
+    colored = zip(np.array(t.pieces, object)[own], [shades[i] for i in category[own]], strict=True)
+    page.write(
         this.out / "tokens.html",
-        "How the loss of each token moves",
-        [("", f"<p>{key}</p>"), ("", f'<div class="text">{"".join(spans)}</div>')],
+        "token_dynamics.html",
+        folder=results.TEMPLATES,
+        title="How the loss of each token moves",
+        shades=SHADES,
+        tokens=list(colored),
     )
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -10,9 +10,9 @@ each costs in all stands in the table, and CLM for as many FLOPs as SLM is the c
 
 import sys
 
-from experiments import study
-from experiments.study import Study
-from experiments.variants import compare
+from experiments.lab import study
+from experiments.lab.study import Study
+from experiments.lab.variants import compare
 
 
 def _with_excess(score: str, **more: str) -> dict:
@@ -40,4 +40,4 @@ def run(this: Study) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

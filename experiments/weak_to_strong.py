@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import pool, results, study
-from experiments.results import BASELINE
-from experiments.study import CLM, Study
+from experiments.lab import pool, results, study
+from experiments.lab.results import BASELINE
+from experiments.lab.study import CLM, Study
 from rho1_jax.errors import require_known
 
 # Changes that make the weak model and the strong one.
@@ -64,4 +64,4 @@ def weak_reference(this: Study, seed: int, weak: dict[str, Any]) -> ConfigDict:
 
 
 if __name__ == "__main__":
-    sys.exit(study.main(run))
+    sys.exit(study.main(run, sys.argv, __doc__))

@@ -1,89 +1,48 @@
-"""The schema of an experiment: every key, its meaning, and the checks that need no data.
+"""The config of an experiment: made of the schema, checked before anything else happens.
 
 A file in configs/ starts from `default_config()` and sets what its experiment needs. The defaults
 are the embedded experiment's; values from the paper are marked so where they are set.
+
+`python -m rho1_jax.config > docs/config.md` writes the page of all keys (config_schema.py).
 """
 
 import difflib
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from rho1_jax.data import taggers
+from rho1_jax import config_schema
+from rho1_jax.config_schema import ENTRIES, RENAMED, STAGES, Entry
 from rho1_jax.data.corpora import Source
-from rho1_jax.errors import InputError, require_known
-from rho1_jax.slm.selection import Selection
+from rho1_jax.errors import InputError, require_known, shown
+from rho1_jax.models.presets import PRESETS
+from rho1_jax.slm import outside
+from rho1_jax.slm.selection import Selection, mixture
 
-# Keys that may change between two runs in one folder: they do not change what is computed.
-FREE_KEYS = ("mesh", "checkpoint", "log_every")
+_ENTRIES = {entry.key: entry for entry in ENTRIES}
+_DOMAINS = ("data.corpus", "data.clean")
+_KEYS = tuple(key for key in _ENTRIES if "*" not in key and key not in _DOMAINS)
+_MOST_TOKENS = 2**31  # of a batch: they are counted in int32
 
 
 def default_config() -> ConfigDict:
     """Every key of a config, unlocked."""
     c = ConfigDict()
-    c.name = ""
-    c.seed = 0
-
-    c.model = ConfigDict()
-    c.model.preset = "tiny"  # a name in models/presets.py; ignored where init gives the shape
-    c.model.init = ""  # what to start from (models/load.py says what it may be); "" is from scratch
-    c.model.dtype = "float32"  # of the computation; master weights are float32
-    c.model.ref_dtype = "float32"  # of the reference's parameters and computation
-    c.model.remat = "none"  # none | dots | full
-
-    c.tokenizer = ConfigDict()
-    c.tokenizer.source = "train"  # "train", "init" (of model.init), or a file or folder
-    c.tokenizer.vocab_size = 2048  # of a tokenizer trained here
-
-    c.data = ConfigDict()
-    c.data.root = "."  # relative file sources start here
-    c.data.seq_len = 256  # targets in a row
-    c.data.corpus = ConfigDict()  # domain -> source: what the policy is trained on
-    c.data.clean = ConfigDict()  # domain -> source: what the reference is trained on
-
-    c.reference = _training(lr=3e-3, steps=200)
-    c.reference.init = ""  # load this model instead of training one; "" trains
-    c.reference.epochs = 3.0  # times the clean rows, where steps is 0 (the paper's 3)
-
-    c.score = ConfigDict()
-    c.score.cached = True  # False: the reference runs live in every step
-    c.score.entropy = False  # also store the reference's predictive entropy
-    c.score.batch_size = 32  # rows
-
-    c.select = ConfigDict()
-    c.select.score = "excess"
-    c.select.ratio = 0.6
-    c.select.scope = "batch"
-    c.select.parts = ()  # ((score, weight), ...) for combined, intersection and union
-    c.select.final_ratio = 0.0  # of the last step; 0: ratio stays
-    c.select.schedule = "linear"  # linear | cosine: how ratio becomes final_ratio
-    c.select.floor = 0.0  # weight of the tokens that are not selected; above 0 none is dropped
-    c.select.decay = 1.0  # below 1 the reference is a moving average of the policy, with this decay
-    c.select.average_of = "policy"  # where it starts: policy | reference
-    c.select.utility = ""  # the score "utility": relevance | tags:... (training/utility.py)
-
-    c.train = _training(lr=3e-3, steps=300)
-    c.train.epochs = 0.0  # times the corpus's rows, where steps is 0
-    # Approximate: this many upper blocks go back through selected tokens only (slm/backward.py).
-    c.train.backward_rows_top = 0  # 0: the exact gradient
-
-    c.loss_chunk_tokens = 4096  # most tokens whose logits exist at once
-    c.eval = ConfigDict()
-    c.eval.every = 50  # steps
-    c.eval.rows = 64  # of each held-out domain, at most
-    c.eval.tasks = ()  # benchmarks (evaluation/harness.py) of the finished policy
-    c.eval.data_dir = ""  # of their files
-    c.eval.limit = 0  # items of each; 0 is all
-    c.checkpoint = ConfigDict()
-    c.checkpoint.every = 100  # steps
-    c.checkpoint.keep = 2
-    c.log_every = 1
-    # Devices over which rows (data, fsdp), parameters (fsdp, sequence), each row along its length
-    # (sequence) and each layer (tensor) are split; one may be -1 and takes the rest.
-    c.mesh = ConfigDict({"data": -1, "fsdp": 1, "sequence": 1, "tensor": 1})
+    for key, entry in _ENTRIES.items():
+        *sections, name = key.split(".")
+        if "*" in sections:
+            continue
+        place = c
+        for section in sections:
+            if section not in place:
+                place[section] = ConfigDict()
+            place = place[section]
+        place[name] = ConfigDict() if key in _DOMAINS else entry.default
     return c
 
 
@@ -110,81 +69,47 @@ def sources(domains: ConfigDict) -> dict[str, Source]:
             d.spec,
             text=d.text,
             split_field=d.split_field or None,
-            weight=d.weight,
+            weight=float(d.weight),
             prompt=d.prompt,
         )
         for name, d in domains.items()
     }
 
 
+def later_weights(config: ConfigDict) -> list[tuple[float, dict[str, float]]]:
+    """What data.weight_changes makes of the mixture: (share of training, weight by domain)."""
+    of, found = {name: float(d.weight) for name, d in config.data.corpus.items()}, {}
+    for share, domain, weight in sorted(config.data.weight_changes):
+        of = of | {domain: float(weight)}
+        found[float(share)] = of
+    return list(found.items())
+
+
 def selection(config: ConfigDict, n_shards: int, row_parts: int = 1) -> Selection:
-    """The `select` section; InputError if it makes no sense."""
-    s = config.select
-    try:
-        parts = tuple((str(name), float(weight)) for name, weight in s.parts)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"select.parts is {s.parts!r}: write pairs of score and weight, "
-            "(('reference', 1.0), ('entropy', 1.0))."
-        ) from error
-    final_ratio = s.final_ratio or None
+    """The `select` section; InputError if it makes no sense. Weights of a repeated part add up."""
+    s, parts = config.select, dict[str, float]()
+    for name, weight in s.parts:
+        parts[name] = parts.get(name, 0.0) + weight
     return Selection(
-        s.score, s.ratio, s.scope, parts, n_shards, s.floor, final_ratio, s.schedule,
-        row_parts=row_parts,
+        s.score, float(s.ratio), s.scope, tuple(parts.items()), n_shards,
+        float(s.unselected_weight), float(s.final_ratio) or None, s.schedule, row_parts=row_parts,
+        domains=mixture(mean_shares(config), {k: float(v) for k, v in s.domain_ratios}),
+        weight_range=float(s.weight_range), weight_slope=float(s.weight_slope),
+        distill_weight=float(s.distill_weight), distill_top=s.distill_top,
+        distill_all=s.distill_on == "all",
     )  # fmt: skip
 
 
-def validate(config: ConfigDict) -> None:
-    """InputError for values no stage could use; the data, files and devices are checked later."""
-    selection(config, n_shards=1)
-    if not config.data.corpus:
-        raise InputError("data.corpus names no source: add one, for instance files:*.jsonl.")
-    for section in ("reference", "train"):
-        _require_positive(config, section, ("batch_size", "accumulation", "lr", "clip"))
-        if config[section].steps < 0 or config[section].warmup_steps < 0:
-            raise InputError(f"{section}.steps and {section}.warmup_steps cannot be negative.")
-    if not config.reference.steps and config.reference.epochs <= 0:
-        raise InputError("reference.steps and reference.epochs are both 0: set one of them.")
-    for key in ("dtype", "ref_dtype"):
-        require_known(f"model.{key}", config.model[key], ("float32", "bfloat16"))
-    if config.log_every < 1 or config.loss_chunk_tokens < 1:
-        raise InputError("log_every and loss_chunk_tokens must be at least 1.")
-    if config.train.steps < 1 and config.train.epochs <= 0:
-        raise InputError(f"train.steps is {config.train.steps}: set it to at least 1.")
-    if config.train.backward_rows_top < 0:
-        raise InputError("train.backward_rows_top counts blocks: 0 is exact, no less.")
-    if config.train.backward_rows_top and selection(config, n_shards=1).trains_all:
-        raise InputError(
-            "train.backward_rows_top goes back through selected tokens only, but every token is "
-            "selected or has a floor: set it to 0, or select.ratio below 1 and select.floor to 0."
-        )
-    if not 0.0 < config.select.decay <= 1.0:
-        raise InputError(
-            f"select.decay is {config.select.decay}: set it above 0 and below 1 for a reference "
-            "that follows the policy, or to 1 for one that stays."
-        )
-    if selection(config, n_shards=1).needs_utility and not config.select.utility:
-        raise InputError(
-            f"select.score={config.select.score} reads a utility: set select.utility to the one "
-            "that the score stage shall compute, relevance or tags:number,latex."
-        )
-    if config.select.utility:
-        taggers.parse_utility(config.select.utility)
-    if config.select.utility == "relevance" and not config.data.clean:
-        raise InputError(
-            "select.utility=relevance is likeness to the clean text, but data.clean names none: "
-            "add a source."
-        )
-    require_known("select.average_of", config.select.average_of, ("policy", "reference"))
-    if needs_reference(config) and not config.reference.init and not config.data.clean:
-        raise InputError(
-            f"select.score={config.select.score} needs a reference, but data.clean names no corpus "
-            "to train one on: add a source, or set reference.init to a model."
-        )
-    _require_positive(config, "data", ("seq_len",))
-    _require_positive(config, "score", ("batch_size",))
-    _require_positive(config, "eval", ("every", "rows"))
-    _require_positive(config, "checkpoint", ("every", "keep"))
+def mean_shares(config: ConfigDict) -> dict[str, float]:
+    """Of all rows that the policy reads, the share of each domain that it reads at some time."""
+    first = {name: float(d.weight) for name, d in config.data.corpus.items()}
+    weights = [(0.0, first), *later_weights(config)]
+    ends = [start for start, _ in weights[1:]] + [1.0]
+    means = dict.fromkeys(first, 0.0)
+    for (start, of), end in zip(weights, ends, strict=True):
+        for name, weight in of.items():
+            means[name] += (end - start) * weight / (sum(of.values()) or 1.0)
+    return {name: share for name, share in means.items() if share}
 
 
 def needs_reference(config: ConfigDict) -> bool:
@@ -192,33 +117,39 @@ def needs_reference(config: ConfigDict) -> bool:
     s = selection(config, n_shards=1)
     if s.needs_utility and config.select.utility == "relevance":
         return True
-    if follows_policy(config) and config.select.average_of == "policy":
+    if follows_policy(config) and config.select.ref_ema_init == "policy":
         return False
     return s.needs_reference
 
 
 def follows_policy(config: ConfigDict) -> bool:
     """Whether the reference is a moving average of the policy; then no score can be cached."""
-    return bool(config.select.decay < 1.0)
+    return bool(config.select.ref_ema_decay < 1.0)
 
 
-def bound_part(config: ConfigDict) -> dict[str, Any]:
-    """What decides the numbers of a run, as plain JSON values."""
-    plain = json.loads(config.to_json_best_effort())
-    free = set(FREE_KEYS)
-    if config.select.scope == "shard":  # then the mesh says which tokens compete
-        free.remove("mesh")
-    return {k: v for k, v in plain.items() if k not in free}
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Every value by its key, "a.b.c"."""
+    return dict(_leaves(config))
 
 
-def first_difference(a: Any, b: Any, path: str = "config") -> str | None:
-    """Where two plain configs differ first, as `key (a's value, b's value)`; None if nowhere."""
-    if not (isinstance(a, dict) and isinstance(b, dict)):
-        return None if a == b else f"{path} ({a!r}, {b!r})"
-    for key in sorted(a.keys() | b.keys()):
-        found = first_difference(a.get(key), b.get(key), f"{path}.{key}")
-        if found:
-            return found
+def bound_part(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """What decides the output of a stage of STAGES, as plain JSON values by key "a.b.c"."""
+    require_known("stage", stage, STAGES)
+    values = {k: v for k, v in _leaves(config) if _entry(k).bound(config, stage)}
+    named = (config.select.score, *(name for name, _ in config.select.parts))
+    if "select.score" in values:
+        values |= {f"source of {n}": outside.source_digest(n) for n in named if outside.named(n)}
+    return json.loads(json.dumps(values))
+
+
+def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str | None:
+    """Where two bound parts differ first, as `key (there's value, here's value)`; None if
+    nowhere. Keys of both come before those that only one has: another value bound them."""
+    both = there.keys() & here.keys()
+    for key in [*sorted(both), *sorted((there.keys() | here.keys()) - both)]:
+        a, b = (part.get(key, "nothing") for part in (there, here))
+        if a != b:
+            return f"{key} ({a!r}, {b!r})"
     return None
 
 
@@ -228,43 +159,191 @@ def digest(value: Any) -> str:
 
 
 def require_known_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
-    """InputError naming the nearest key for an override `a.b=value` the config does not have."""
-    known = list(_flat_keys(config))
+    """InputError for an override `a.b=value` of no key: it names the nearest, or today's name."""
+    known = flat(config)
     for override in overrides:
         key = override.split("=", 1)[0]
-        if key in known or any(k.startswith(key + ".") for k in known):
+        if key in known:
             continue
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        if key in RENAMED:
+            raise InputError(f"--config.{key} is called --config.{RENAMED[key]} now.")
+        within = next((k for k in known if k.startswith(key + ".")), None)
+        if within:
+            raise InputError(f"--config.{key} is a section: set a key of it, --config.{within}.")
+        if key in _DOMAINS:
+            raise InputError(f"--config.{key} names no domain yet: add one in the config's file.")
+        nearest = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)
         hint = f": did you mean --config.{nearest[0]}?" if nearest else "."
-        raise InputError(f"--config.{key} is not a key of this config{hint}")
+        raise InputError(f"--config.{key[:100]} is not a key of this config{hint}")
 
 
-def _flat_keys(config: ConfigDict, prefix: str = ""):
-    for key, value in config.items():
+def require_values(config: ConfigDict) -> None:
+    """InputError unless the config has every key and no other, each with a value it may have."""
+    values = flat(config)
+    for key in values:
+        _entry(key)  # what is misspelt or renamed is missing under its right name, too
+    for key in _KEYS:
+        if key not in values:
+            raise InputError(f"The config has no {key}: start from config.default_config().")
+    for section in _DOMAINS:
+        domains = config.data.get(section.split(".")[1])
+        _ENTRIES[section].kind.require(section, domains, None)
+        for name in domains:
+            _ENTRIES["name"].kind.require(f"The name of a domain of {section}", name, "web")
+            if not {f"{section}.{name}.{field}" for field in source("")} <= values.keys():
+                raise InputError(f"{section}.{name} is no source: write config.source('files:*').")
+    for key, value in values.items():
+        entry = _entry(key)
+        entry.kind.require(key, value, entry.default)
+
+
+def validate(config: ConfigDict) -> None:
+    """InputError for values no stage could use; the data, files and devices are checked later."""
+    require_values(config)
+    for rule in (_sources_fit, _training_fits, _selection_fits, _reference_is_there):
+        rule(config)
+    if [size for _, size in config.mesh.items()].count(-1) > 1:
+        raise InputError("More than one axis of mesh is -1: only one can take the devices left.")
+
+
+def _sources_fit(c: ConfigDict) -> None:
+    corpus, clean = sources(c.data.corpus), sources(c.data.clean)
+    if not corpus:
+        raise InputError("data.corpus names no source: add one, for instance files:*.jsonl.")
+    if not any(s.weight for s in corpus.values()):
+        raise InputError("data.corpus has no domain to train on: set a weight above 0.")
+    for _, name, _ in c.data.weight_changes:
+        require_known("data.weight_changes: domain", name, corpus)
+    for share, of in later_weights(c):
+        if not any(of.values()):
+            raise InputError(
+                f"data.weight_changes leaves no domain a weight above 0 from {share} on: set it."
+            )
+    for name in corpus.keys() & clean.keys():
+        first, second = dict(c.data.corpus[name]), dict(c.data.clean[name])
+        if first | {"weight": 0} != second | {"weight": 0}:
+            raise InputError(
+                f"data.corpus.{name} and data.clean.{name} name different sources: "
+                "give one of them another name."
+            )
+
+
+def _training_fits(c: ConfigDict) -> None:
+    for section in ("reference", "train"):
+        t = c[section]
+        if not t.steps and not t.epochs:
+            raise InputError(
+                f"{section}.steps is 0 and so is {section}.epochs: set one of them above 0."
+            )
+        _schedule_fits(section, t)
+        if t.batch_size % t.accumulation:
+            raise InputError(
+                f"{section}.batch_size={t.batch_size} rows do not divide over {section}."
+                f"accumulation={t.accumulation} microbatches: make it a multiple of them."
+            )
+    for section in ("reference", "train", "score"):
+        if c[section].batch_size * c.data.seq_len >= _MOST_TOKENS:
+            raise InputError(
+                f"{section}.batch_size={c[section].batch_size} times data.seq_len={c.data.seq_len} "
+                f"is {_MOST_TOKENS} tokens or more: make one of them smaller."
+            )
+
+
+def _schedule_fits(section: str, t: ConfigDict) -> None:
+    left = t.steps - t.warmup_steps if t.steps else t.decay_steps
+    if not (0 < t.decay_steps <= left if t.schedule == "wsd" else t.decay_steps == 0):
+        raise InputError(
+            f"{section}.decay_steps is {t.decay_steps}, with {section}.schedule={t.schedule}, "
+            f"{t.steps} steps and {t.warmup_steps} of warmup: wsd needs some, at most as many as "
+            "are left after the warmup, and other schedules have none."
+        )
+
+
+def _selection_fits(c: ConfigDict) -> None:
+    s, top = selection(c, n_shards=1), c.train.backward_rows_top
+    if s.score == "combined" and not any(weight for _, weight in s.parts):
+        raise InputError("select.parts has weights that add up to 0: give one score another.")
+    if s.score == "all" and s.own_ratios:
+        raise InputError(
+            "select.domain_ratios gives domains ratios of their own, but select.score=all selects "
+            "none: set another score, or leave the ratios out."
+        )
+    if s.score != "all" and not c.select.unselected_weight:
+        _require_some_kept(c, s)
+    if top and s.trains_all:
+        raise InputError(
+            "train.backward_rows_top goes back through selected tokens only, but every token "
+            "weighs something: set it to 0, or select.ratio below 1 and "
+            "select.unselected_weight to 0."
+        )
+    if top and not c.model.init and top > PRESETS[c.model.preset].n_layers:
+        raise InputError(
+            f"train.backward_rows_top is {top}, but model.preset={c.model.preset} has "
+            f"{PRESETS[c.model.preset].n_layers} blocks: set it to that at most."
+        )
+    if s.needs_utility and not c.select.utility:
+        raise InputError(
+            f"select.score={s.score} reads a utility: set select.utility to the one "
+            "that the score stage shall compute, relevance or tags:number,latex."
+        )
+    if follows_policy(c) and not s.needs_reference:
+        raise InputError(
+            f"select.ref_ema_decay is {c.select.ref_ema_decay}, but select.score={s.score} reads "
+            "no reference that could follow the policy: set it to 1, or a score such as excess."
+        )
+
+
+def _require_some_kept(c: ConfigDict, s: Selection) -> None:
+    """Of shards it is not known how large they are; no larger than a microbatch."""
+    rows = {"sequence": 1, "batch": c.train.batch_size}
+    n = rows.get(s.scope, c.train.batch_size // c.train.accumulation) * c.data.seq_len
+    ratio = max(s.ratio, s.last_ratio, *s.own_ratios.values())
+    if round(np.float32(ratio) * np.float32(n)) < 1:
+        raise InputError(
+            f"select.ratio is {s.ratio}: of the {n} tokens that compete (select.scope={s.scope}) "
+            f"it keeps none; set it to {min(1.0, 1 / n):.2g} at least."
+        )
+
+
+def _reference_is_there(c: ConfigDict) -> None:
+    clean = any(weight > 0 for weight in (d.weight for d in c.data.clean.values()))
+    if c.select.utility == "relevance" and not clean:
+        raise InputError(
+            "select.utility=relevance is likeness to the clean text, but data.clean names none "
+            "of a weight above 0: add a source."
+        )
+    if needs_reference(c) and not c.reference.init and not clean:
+        extras = [k for k in ("weight_range", "distill_weight") if c.select[k]]
+        reads = extras[0] if c.select.score == "all" and extras else "score"
+        raise InputError(
+            f"select.{reads}={c.select[reads]} needs a reference, but data.clean names no corpus "
+            "of a weight above 0 to train one on: add a source, or set reference.init to a model."
+        )
+
+
+def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from _flat_keys(value, f"{prefix}{key}.")
-        yield f"{prefix}{key}"
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
-def _training(lr: float, steps: int) -> ConfigDict:
-    """What the reference and the policy share: AdamW with warmup and cosine decay."""
-    return ConfigDict(
-        {
-            "steps": steps,
-            "batch_size": 8,  # rows, over all devices
-            "accumulation": 1,  # microbatches a step
-            "lr": lr,
-            "warmup_steps": 20,
-            "final_lr_share": 0.1,
-            "b1": 0.9,
-            "b2": 0.95,
-            "weight_decay": 0.1,
-            "clip": 1.0,
-        }
-    )
+@functools.cache
+def _entry(key: str) -> Entry:
+    """The entry of a key; InputError, with the nearest, if there is none."""
+    parts = key.split(".")
+    domain = ".".join(parts[:2]) in _DOMAINS and len(parts) == 4
+    found = _ENTRIES.get(".".join([*parts[:2], "*", parts[3]]) if domain else key)
+    if found is not None:
+        return found
+    if ".".join(parts[:2]) in _DOMAINS:
+        raise InputError(f"{key} is no field of a source: write config.source('files:*').")
+    if key in RENAMED:
+        raise InputError(f"{key} is called {RENAMED[key]} now.")
+    nearest = difflib.get_close_matches(key[:100], _KEYS, n=1, cutoff=0.0)[0]
+    raise InputError(f"The config's {shown(key)} is not a key: did you mean {nearest}?")
 
 
-def _require_positive(config: ConfigDict, section: str, keys: tuple[str, ...]) -> None:
-    for key in keys:
-        if config[section][key] <= 0:
-            raise InputError(f"{section}.{key} is {config[section][key]}: set it above 0.")
+if __name__ == "__main__":
+    print(config_schema.page(), end="")

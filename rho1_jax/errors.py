@@ -2,6 +2,9 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
+
+_LONGEST = 80  # characters of a bad value that a sentence repeats
 
 
 class InputError(ValueError):
@@ -15,4 +18,13 @@ def require_known(what: str, name: str, known: Iterable[str]) -> None:
         return
     nearest = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {nearest[0]}?" if nearest else f"choose one of {', '.join(known)}."
-    raise InputError(f"{what} {name!r} is not known: {hint}")
+    raise InputError(f"{what} {shown(name)} is not known: {hint}")
+
+
+def shown(value: Any) -> str:
+    """A bad value as a sentence repeats it, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integer of more than some thousand digits
+        return "a number of thousands of digits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

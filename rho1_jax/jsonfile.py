@@ -1,15 +1,19 @@
 """JSON files that are whole or not there, and that say so when they are damaged."""
 
+import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from rho1_jax import files
 from rho1_jax.errors import InputError
+
+_SEAL = "seal"
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in `path`; InputError if it is not there or not a JSON object."""
+    """The object in `path`, without its seal; InputError if it is not there, not a JSON object, or
+    not what was sealed."""
     try:
         value = json.loads(path.read_text())
     except OSError as error:
@@ -20,15 +24,20 @@ def read(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise InputError(f"{path} is damaged: it holds no JSON object.")
+    seal = value.pop(_SEAL, None)
+    if seal is not None and sealed(value)[_SEAL] != seal:
+        raise InputError(
+            f"{path} is damaged (its checksum is not that of its content): delete it, and what it "
+            "describes is made again."
+        )
     return value
 
 
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The object with a checksum of itself, which `read` checks and takes off."""
+    return value | {_SEAL: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()}
+
+
 def write(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all: a crash or a full disk leaves the old file, or none."""
-    draft = path.with_name(path.name + ".draft")
-    with draft.open("w") as stream:
-        json.dump(value, stream, indent=1)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    draft.replace(path)
+    """Whole or not at all (files.py)."""
+    files.write(path, json.dumps(value, indent=1) + "\n")

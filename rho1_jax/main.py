@@ -1,70 +1,76 @@
 """The way in: python -m rho1_jax.main --config=configs/math.py[:variant] [--workdir=DIR]
 
+Installed: rho1 --config=math[:variant], the configs that come with the package by their names.
+
 Runs prepare -> reference -> score -> train -> evaluate -> report in DIR (default runs/NAME). What
 DIR already holds is not done again, so the same command always resumes. `--stages=score,train` runs
 some of them; `--config.a.b=value` overrides a key of the config.
 
 On several hosts start the same command on each. Slurm, Open MPI, TPU slices and GKE are known;
 elsewhere add --coordinator=HOST:PORT --num_processes=N --process_id=I. --num_processes=1 is alone.
+`--dry_run` checks everything and says what the run will take. `--baseline` trains the same model on
+every token, too, in DIR/baseline, and the report shows whether selection helped; `--compare=RUN`
+shows another run in its place. `--profile=A:B` traces the training steps A to B into DIR/profile.
 `--beam_runner=DirectRunner` tokenizes with Apache Beam; options of the runner follow after a space.
 """
 
-import datetime
+import contextlib
 import errno
-import json
-import os
-import platform
+import functools
 import shlex
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
 
-from rho1_jax import command_line, jsonfile
+from rho1_jax import command_line, config_file
 from rho1_jax import config as config_lib
 from rho1_jax.errors import InputError, require_known
-from rho1_jax.run import Run
-from rho1_jax.stages import STAGES
-from rho1_jax.training import hosts, program, sharding
+from rho1_jax.pipeline import STAGES, baseline, claim, plan
+from rho1_jax.pipeline.workspace import NO_OPTIONS, Options, Workspace, say
+from rho1_jax.training import hosts, profile, program, sharding
 from rho1_jax.training.interruption import Interrupted, StopSignal
 
-PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "tensorflow-datasets", "numpy")
-OPTIONS = {"workdir": "", "stages": "", "beam_runner": "", "coordinator": "", "num_processes": 0,
-           "process_id": -1}  # fmt: skip
+OPTIONS: dict[str, Any] = {
+    "workdir": "", "stages": "", "dry_run": False, "compare": "", "baseline": False,
+    "profile": "", "beam_runner": "",
+    "coordinator": "", "num_processes": 0, "process_id": -1,
+}  # fmt: skip
 
 
 class Command(NamedTuple):
-    """What a command line asks for."""
+    """What a command line asks of `run`."""
 
     config: ConfigDict
     folder: Path
     stages: tuple[str, ...]
-    hosts: tuple[str, int, int]  # coordinator, number of processes, number of this one
-    beam_runner: str
+    options: Options
+    dry_run: bool
 
 
 def main(argv: Sequence[str]) -> int:
     """Run what the command line asks for, return the exit status. Bad input is one sentence."""
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    status = _status(argv)
+    status = command_line.run(_status, argv, __doc__)
     if status:
         hosts.leave(status)
     return status
 
 
+def installed() -> int:
+    """The command `rho1` of an installed package."""
+    return main(sys.argv)
+
+
 def _status(argv: Sequence[str]) -> int:
     try:
-        command = parse(argv)
-        hosts.join(*command.hosts)
+        command, joining = parse(argv)
+        hosts.join(*joining)
         with hosts.only_first_speaks():
-            run(command.config, command.folder, command.stages, command.beam_runner)
+            run(*command)
     except (InputError, hosts.FailedElsewhere) as error:
         return _fail(str(error), 2)
     except Interrupted as stopped:
@@ -85,96 +91,65 @@ def _status(argv: Sequence[str]) -> int:
     return 0
 
 
-def parse(argv: Sequence[str]) -> Command:
-    """The command of a command line, its config locked; InputError if it makes no sense."""
-    found = command_line.parse(argv, OPTIONS)
+def parse(argv: Sequence[str]) -> tuple[Command, tuple[str, int, int]]:
+    """The command of a command line, its config locked, and what finds the other hosts
+    (hosts.join); InputError if it makes no sense."""
+    found = config_file.parse(argv, OPTIONS)
     stages = tuple(found.stages.split(",")) if found.stages else tuple(STAGES)
     for stage in stages:
         require_known("--stages: stage", stage, STAGES)
     folder = Path(found.workdir or Path("runs") / found.config.name)
     joining = found.coordinator, found.num_processes, found.process_id
-    return Command(found.config, folder, stages, joining, found.beam_runner)
+    traced = profile.steps_of(found.profile) if found.profile else None
+    options = Options(found.beam_runner, found.compare, found.baseline, traced)
+    return Command(found.config, folder, stages, options, found.dry_run), joining
 
 
 def run(
     config: ConfigDict,
     folder: Path,
     stages: Sequence[str] = tuple(STAGES),
-    beam_runner: str = "",
+    options: Options = NO_OPTIONS,
+    dry_run: bool = False,
 ) -> None:
-    """Run `stages` of `config` in `folder`. InputError for bad input, Interrupted when stopped."""
+    """Run `stages` of `config` in `folder`. InputError for bad input, Interrupted when stopped.
+
+    dry_run: only check all of them and say what they will take.
+    """
     config_lib.validate(config)
     mesh = sharding.make_mesh(**config.mesh)
-    sharding.require_divisible(config.score.batch_size, 1, mesh, "score")
-    sharding.require_even_cut(config.data.seq_len, mesh)
-    with hosts.together():
-        if hosts.first():
-            _claim(folder, config)
-            _write_environment(folder)
-    with hosts.together():
-        if not hosts.first():
-            _require_shared(folder, config)
-    program.keep_compiled(folder)
-    with StopSignal(mesh).installed() as stop, jax.set_mesh(mesh):
-        this = Run(config, folder, mesh, stop, beam_runner)
-        for name in (name for name in STAGES if name in stages):
-            STAGES[name](this)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(hosts.logging_to_stdout())
+        with hosts.together():
+            if hosts.first():
+                stack.enter_context(claim.held(folder))
+        stop = stack.enter_context(StopSignal(mesh).installed())
+        stack.enter_context(jax.set_mesh(mesh))
+        ws = Workspace(config, folder, mesh, stop, options)
+        wanted = {name: stage for name, stage in STAGES.items() if name in stages}
+        with hosts.together():
+            for stage in wanted.values():
+                stage.check(ws)
+            plain = baseline.workspace(ws) if options.baseline else None
+            if "train" in wanted:
+                say("plan", "\n  ".join(["", *plan.lines(ws, compiled=dry_run)]))
+            if hosts.first() and not dry_run:
+                claim.begin(folder, config)
+                if plain:
+                    baseline.share_data(plain)
+                    claim.begin(plain.folder, plain.config)
+        if dry_run:
+            return
+        with hosts.together():
+            if not hosts.first():
+                claim.require_shared(folder, config)
+        program.keep_compiled(folder)
+        for name, stage in wanted.items():
+            for each in filter(None, (ws, plain if name in baseline.STAGES else None)):
+                hosts.once(functools.partial(claim.bind, each.folder, each.config, name))
+                stage.run(each)
             if (signum := stop.after_stage()) is not None:
                 raise Interrupted(signum, f"{name} is finished")
-
-
-def _claim(folder: Path, config: ConfigDict) -> None:
-    """Make `folder` this config's, or check that it is. Some keys may change (FREE_KEYS)."""
-    path = folder / "config.json"
-    if path.exists():
-        _require_same(path, config)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        jsonfile.write(path, json.loads(config.to_json_best_effort()))
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise InputError(
-            f"{folder} cannot be written ({error.strerror}): choose another --workdir."
-        ) from error
-
-
-def _require_same(path: Path, config: ConfigDict) -> None:
-    wanted = config_lib.bound_part(config)
-    there = {k: v for k, v in jsonfile.read(path).items() if k in wanted}
-    difference = config_lib.first_difference(there, wanted)
-    if difference:
-        raise InputError(
-            f"{path.parent} holds a run of another config: {difference} differ there and here; "
-            "use another --workdir, or the config it was started with."
-        )
-
-
-def _require_shared(folder: Path, config: ConfigDict) -> None:
-    """What the other hosts check: that they see the first one's folder and have its config."""
-    if not (folder / "config.json").exists():
-        raise InputError(
-            f"{folder} is not the folder that the first host writes: give a --workdir on a file "
-            "system that all hosts share."
-        )
-    _require_same(folder / "config.json", config)
-
-
-def _write_environment(folder: Path) -> None:
-    """Where the run began; a later start elsewhere (to look at the report, say) changes nothing."""
-    path = folder / "environment.json"
-    if path.exists():
-        return
-    environment = {
-        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu_cores": os.cpu_count(),
-        "hosts": jax.process_count(),
-        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-    }
-    jsonfile.write(path, environment)
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -4,7 +4,16 @@ import os
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# In order: simulated devices are threads, and on busy cores they could come to two independent
+# collectives in another order each, and wait for each other until XLA ends the process.
+FLAGS = (
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false",
+    # Compiling is most of what tests do, and their programs are small: a third less time. What a
+    # user runs, and what is measured, is compiled as users compile it, in a process of its own.
+    "--xla_backend_optimization_level=0",
+)
+os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 # Tests and their subprocesses compile the same small programs over and over.
 _compiled = tempfile.TemporaryDirectory(prefix="compiled-")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", _compiled.name)

@@ -1,5 +1,6 @@
 """Several processes of main on this machine, as if each were a host: gloo over loopback."""
 
+import csv
 import os
 import signal
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+# What the clock says of a step.
+MEASURED = ("seconds", "tokens_per_second", "matmul_utilization", "input_wait")
 
 
 class Ended(NamedTuple):
@@ -31,6 +34,7 @@ def environment(n_devices: int) -> dict[str, str]:
         f"--xla_force_host_platform_device_count={n_devices}",
         "--xla_backend_optimization_level=0",
         "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_enable_concurrency_optimized_scheduler=false",  # as in conftest.py
     )
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": " ".join(flags)}
 
@@ -66,6 +70,13 @@ def signal_when(
             raise AssertionError(ended(processes))
         time.sleep(0.01)
     processes[which].send_signal(signum)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The lines of a run's CSV, but for what the clock says."""
+    with path.open(newline="") as f:
+        rows = list(csv.DictReader(f))
+    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
 
 
 def _process(command: list[str], n_devices: int) -> subprocess.Popen:

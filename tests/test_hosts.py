@@ -1,6 +1,5 @@
 """Several processes on this machine are one run: same numbers, same end, nobody left behind."""
 
-import csv
 import json
 import re
 import signal
@@ -13,9 +12,6 @@ from rho1_jax.training.checkpoint import load_model
 from tests import launcher
 from tests.tiny_config import write_texts
 
-# What the clock says of a step.
-MEASURED = ("seconds", "tokens_per_second", "mfu", "input_wait")
-
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory):
@@ -27,12 +23,6 @@ def arguments(texts, workdir, *more):
         "--config=tests/tiny_config.py", f"--config.data.root={texts}", f"--workdir={workdir}",
         "--config.mesh.fsdp=2", *more,
     )  # fmt: skip
-
-
-def table(path):
-    with path.open(newline="") as f:
-        rows = list(csv.DictReader(f))
-    return [{k: v for k, v in row.items() if k not in MEASURED} for row in rows]
 
 
 def numbers(rows):
@@ -61,7 +51,7 @@ def test_processes_equal_devices_also_when_one_is_killed_and_others_resume(texts
 
     for folder in (".", "reference"):
         for name in ("metrics.csv", "heldout.csv"):
-            ours, theirs = (table(w / folder / name) for w in (broken, straight))
+            ours, theirs = (launcher.table(w / folder / name) for w in (broken, straight))
             np.testing.assert_allclose(numbers(ours), numbers(theirs), rtol=1e-5, atol=1e-5)
     losses = [json.loads((w / "eval.json").read_text())["policy"] for w in (broken, straight)]
     assert losses[0]["noisy"]["loss"] == pytest.approx(losses[1]["noisy"]["loss"], abs=1e-5)
@@ -74,7 +64,7 @@ def test_processes_equal_devices_also_when_one_is_killed_and_others_resume(texts
     assert json.loads((broken / "environment.json").read_text())["hosts"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # tests/training/test_parity.py cuts rows over devices of one process
 def test_hosts_share_long_rows(texts, tmp_path):
     """Rows cut over two hosts, and two parts of the batch: what two devices of one process do."""
     options = (
@@ -89,8 +79,35 @@ def test_hosts_share_long_rows(texts, tmp_path):
     four = launcher.ended(launcher.start(4, *args))
     assert [e.status for e in four] == [0] * 4, four
     for name in ("metrics.csv", "heldout.csv"):
-        ours, theirs = (numbers(table(folder / name)) for folder in (cut, whole))
+        ours, theirs = (numbers(launcher.table(folder / name)) for folder in (cut, whole))
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_first_of_several_hosts_runs_the_benchmarks(texts, tmp_path):
+    """On its own devices, with the parameters that lay over all: the numbers of one process."""
+    asks = "Answer true or false, question: is {} true?\n\nAnswer format: true/false"
+    items = [{"instruction": asks.format(what), "answer": "true"} for what in ("one", "two")]
+    (tmp_path / "boolq.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    options = (
+        "--stages=prepare,train,evaluate", "--config.select.score=loss", "--config.train.steps=2",
+        "--config.eval.tasks=('boolq',)", f"--config.eval.data_dir={tmp_path}",
+    )  # fmt: skip
+    found = []
+    for name, n_processes, n_devices in (("one", 1, 2), ("two", 2, 1)):
+        folder = tmp_path / name
+        started = launcher.start(
+            n_processes, *arguments(texts, folder, *options), n_devices=n_devices
+        )
+        ended = launcher.ended(started, timeout=600)
+        assert [e.status for e in ended] == [0] * n_processes, ended
+        found.append(json.loads((folder / "eval.json").read_text())["tasks"]["boolq"])
+    one, two = found
+    assert one.keys() == two.keys()
+    assert two["n"] == 2
+    for name, value in one.items():
+        if isinstance(value, list):
+            assert two[name][0] == pytest.approx(value[0], abs=1e-4), name
 
 
 @pytest.mark.slow
@@ -107,7 +124,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(texts, tmp_path):
     saved = re.search(r"host 0: Interrupted: saved at step (\d+) of 2000", first.err).group(1)
     assert "Interrupted" not in second.err
     assert (tmp_path / "checkpoints" / "steps" / saved).exists()
-    assert table(log)[-1]["step"] == saved
+    assert launcher.table(log)[-1]["step"] == saved
 
 
 def test_bad_input_on_one_host_ends_all(texts, tmp_path):

@@ -12,7 +12,7 @@ from configs import sft
 from rho1_jax import main
 from rho1_jax.data import loader
 from rho1_jax.errors import InputError
-from rho1_jax.models import convert, load
+from rho1_jax.models.formats import convert, load
 from rho1_jax.training import checkpoint
 from tests import tiny_config
 from tests.tiny_config import WORDS, write_texts
@@ -76,7 +76,7 @@ def test_heldout_loss_falls_resumes_and_exports(base, questions, tmp_path, capsy
     main.run(tuning(base, questions), run)
     assert f"train: finished at step {steps}, skipped" in capsys.readouterr().out
 
-    convert.main([f"--checkpoint={run}", f"--out={tmp_path / 'exported'}"])
+    convert.main(["", f"--checkpoint={run}", f"--out={tmp_path / 'exported'}"])
     ours, _, _ = checkpoint.load_model(run)
     exported, _, _ = load.load(tmp_path / "exported")
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), exported, ours)

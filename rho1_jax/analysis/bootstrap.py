@@ -1,9 +1,9 @@
-"""Intervals by the bootstrap: paired differences, and how many tokens a baseline is worth.
+"""Intervals over seeds and held-out rows: paired differences, tokens that a baseline is worth.
 
-Percentile intervals from a handful of seeds are too short: three cannot say more than their own
-range, which holds the mean of new seeds only three times in four. So every interval is stretched
-around its estimate by what Student's t asks of that many seeds; for the mean of normal values it
-then agrees with the t interval, and tests/analysis/test_bootstrap.py measures its coverage.
+A mean loss has its interval in closed form (`mean_loss`). Other statistics of a handful of seeds
+are resampled (`interval`); since three cannot say more than their own range, which holds the mean
+of new seeds only three times in four, those intervals are stretched around the estimate by what
+Student's t asks of that many seeds. tests/analysis/test_bootstrap.py measures the coverage of both.
 """
 
 import math
@@ -47,18 +47,32 @@ def interval(
 
 
 def mean_loss(
-    nats: Float[np.ndarray, "seeds rows"], targets: Float[np.ndarray, "rows"], *, draws: int = 2000
+    nats: Float[np.ndarray, "seeds rows"], targets: Float[np.ndarray, "rows"]
 ) -> Interval:
-    """Nats per token over seeds and held-out rows.
+    """Nats per token over seeds and held-out rows, both drawn from larger populations.
 
     For a paired difference pass nats of one method minus those of another, from the same seeds and
     rows: what makes a seed or a row hard for both cancels.
+
+    The interval's half squared is Student's half of the seed means squared, plus that of what the
+    rows add to it (two-way random effects, the components of variance each with its own t: after
+    Cochran). So few seeds widen the part that seeds cause, and no more.
     """
-
-    def statistic(seeds: np.ndarray, rows: np.ndarray) -> float:
-        return float(nats[np.ix_(seeds, rows)].sum() / (targets[rows].sum() * len(seeds)))
-
-    return interval(statistic, nats.shape, draws=draws)
+    n, m = nats.shape
+    if min(n, m) < 1:
+        raise InputError(f"There is nothing to average among {n} seeds and {m} rows.")
+    estimate = float(nats.sum() / (targets.sum() * n))
+    if n < 2 or not math.isfinite(estimate):
+        return Interval(estimate, math.nan, math.nan)
+    # By how much each cell moves the ratio of sums, times their number: [seeds, rows], mean 0.
+    moved = (nats - estimate * targets) / targets.mean()
+    seeds, rows = moved.mean(1), moved.mean(0)
+    half = (stats.t.ppf(0.975, n - 1) ** 2) * seeds.var(ddof=1) / n
+    if m > 1:
+        noise = np.square(moved - seeds[:, None] - rows).sum() / ((n - 1) * (m - 1))
+        of_rows = max(rows.var(ddof=1) / m - noise / (n * m), 0.0)  # the seeds' part has the noise
+        half += (stats.t.ppf(0.975, m - 1) ** 2) * of_rows
+    return Interval(estimate, estimate - math.sqrt(half), estimate + math.sqrt(half))
 
 
 def tokens_to_baseline(

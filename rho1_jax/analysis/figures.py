@@ -1,6 +1,6 @@
 """The report's figures: numbers in, inline SVG out.
 
-Each function is pure and returns one `<svg>` element for a `token_view.page`: the same numbers give
+Each function is pure and returns one `<svg>` element for a page (page.py): the same numbers give
 the same characters, colours are the page's (both themes are legible), text stays text, and nothing
 outside the element is referred to.
 """
@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from rho1_jax.analysis.token_view import PALETTE
+from rho1_jax.analysis.page import PALETTE
 
 INK, MUTED, RULE = (PALETTE[name][0] for name in ("ink", "muted", "rule"))
 SUBSETS = {
@@ -141,6 +141,36 @@ def heldout_over_tokens(
         _token_axis(axes, ticks=6)
         _legend(figure, lines, labels)
         return _svg(figure, "Held-out loss per domain over training")
+
+
+def beside_baseline(
+    curves: Mapping[str, tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]],
+    baseline: Mapping[str, tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]],
+) -> str:
+    """Held-out loss of a run (solid, blue) and of its baseline (dashed, orange), a panel a domain.
+
+    Args: per domain (training tokens seen, loss in nats per token); the same domains in both.
+    """
+    across = min(3, len(curves))
+    down = -(-len(curves) // across)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure((WIDTH, 0.75 + 1.6 * down), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False).flat
+        for axes, domain in zip(panels, curves, strict=False):
+            axes.plot(*baseline[domain], color=SERIES[1], linestyle=DASHED)
+            axes.plot(*curves[domain], color=SERIES[0])
+            axes.set_title(domain, loc="left")
+            _token_axis(axes, ticks=3)
+        for axes in panels[len(curves) :]:
+            axes.remove()
+        figure.supylabel("held-out loss, nats", color=MUTED, fontsize=9)
+        figure.supxlabel("training tokens seen", color=MUTED, fontsize=9)
+        lines = [
+            Line2D([], [], color=SERIES[0]),
+            Line2D([], [], color=SERIES[1], linestyle=DASHED),
+        ]
+        _legend(figure, lines, ["this run", "baseline"])
+        return _svg(figure, "Held-out loss of this run and its baseline over training")
 
 
 def score_histogram(

@@ -1,96 +1,33 @@
-"""Text to packed rows: a TFDS builder whose rows are stored as ArrayRecord, written as a stream.
+"""Text to packed rows on disk, bound to what they were made from and checked when they are read.
 
-The documents of a split, each followed by a separator, form one stream of tokens, cut with stride
-S: row i is stream[i*S : i*S + S + 1], so every token after the first is a target exactly once.
-The last row is padded. Memory is flat: nothing is held but a batch of documents and their rows.
+The documents of a split, each followed by a separator, form one stream of tokens, cut into rows
+(packing.py). Memory is flat: nothing is held but a batch of documents and their rows. The manifest
+of a domain is written last and holds the sha256 of every file of its rows.
 """
 
 import errno
+import functools
 import hashlib
 import json
+import logging
 import os
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.dataset_builder import FileReaderBuilder
-from tensorflow_datasets.core.sequential_writer import SequentialWriter
-from tqdm import tqdm
-
 from rho1_jax import jsonfile
-from rho1_jax.data import builtin, corpora, on_beam, tokens
+from rho1_jax.data import builtin, corpora, on_beam, packing, tokens
 from rho1_jax.data.corpora import Source
-from rho1_jax.data.tokens import Tokenizer, Tokens
+from rho1_jax.data.packing import SPLITS, PackedRows, Packer
+from rho1_jax.data.tokens import Tokenizer
 from rho1_jax.errors import InputError
 
-FORMAT = 1  # raise it when the same input would give other rows
-SPLITS = ("train", "val")
-_SHARD = 2**28  # tokens in one file
+_log = logging.getLogger("rho1_jax")
 
-Row = dict[str, Any]
-Rows = dict[str, list[Row]]  # by split
-Marks = Sequence[str]  # of "useful" and "trained", those that a source has
-
-
-class PackedRows(FileReaderBuilder):
-    """A TFDS dataset of packed rows, streamed to ArrayRecord.
-
-    Features: `tokens [S+1]`; `length`, how many of the S targets are real; `bytes`, the UTF-8
-    bytes of the text of those that carry loss; where the source knows the truth, `useful [S]`; and
-    where only some targets carry loss, `trained [S]`.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    url_infos = None  # nothing is downloaded, so there are no checksums to look for
-
-    def __init__(
-        self, *, data_dir: Path, seq_len: int, vocab_size: int, marks: Marks, rows: Iterable[Rows]
-    ):
-        self._seq_len, self._vocab_size, self._marks = seq_len, vocab_size, marks
-        self._rows = rows
-        super().__init__(data_dir=data_dir, file_format="array_record")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        features = {
-            "tokens": _raw(self._seq_len + 1, _token_dtype(self._vocab_size)),
-            "length": np.int32,
-            "bytes": np.int64,
-        }
-        features |= {mark: _raw(self._seq_len, np.bool_) for mark in self._marks}
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
-        )
-
-    def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """Streams the rows; TFDS's own writer would hold up to a gigabyte and sort it."""
-        del dl_manager, download_config
-        info = self._info()  # bound to the folder that TFDS renames when all is written
-        writer = SequentialWriter(info, _SHARD // self._seq_len, file_format="array_record")
-        writer.initialize_splits(list(SPLITS))
-        for batch in self._rows:
-            writer.add_examples(batch)
-        writer.close_all()
-        self.info.set_splits(info.splits)
-
-    def _log_download_bytes(self) -> None:
-        """Silent: TFDS would announce a download."""
-
-    _log_download_done = _log_download_bytes
-
-
-def _raw(size: int, dtype: type) -> tfds.features.Tensor:
-    """An array stored as raw bytes, which is faster to parse than TFDS's lists of integers."""
-    return tfds.features.Tensor(shape=(size,), dtype=dtype, encoding="bytes")
-
-
-def _token_dtype(vocab_size: int) -> type:
-    return np.uint16 if vocab_size <= 2**16 else np.int32
+FORMAT = 2  # raise it when the same input would give other rows
 
 
 def prepare(
@@ -108,48 +45,59 @@ def prepare(
     beam_runner: tokenize with Apache Beam on this runner (on_beam.py); the rows are the same.
 
     The rows are bound to the sha256 of the source's files, the tokenizer and the settings: when
-    none of them changed nothing is done. A build that was killed is begun again.
+    none of them changed, and no file is damaged, nothing is done. A build that was killed is begun
+    again.
 
     Raises:
-        InputError: what `corpora` says of a source; seq_len < 1; the disk is full.
+        InputError: what `corpora` says of a source; seq_len < 1; the disk is full; a split of
+            which no token carries loss.
     """
     if seq_len < 1:
         raise InputError(f"seq_len must be at least 1, not {seq_len}.")
     folder = Path(out) / domain
     old = _read(folder / "manifest.json")
     files = _hashed_files(source, root, old.get("files", []))
-    binding = {
-        "format": FORMAT,
-        "spec": source.spec,
-        "text": source.text,
-        "split_field": source.split_field,
-        "sources": _sources_hash(source, files),
-        "tokenizer": tokenizer.fingerprint,
-        "seq_len": seq_len,
-    } | ({"prompt": source.prompt} if source.in_parts else {})
-    if old.get("binding") == binding:
-        print(f"{domain}: up to date, skipped ({_said(old)})", flush=True)
-        if old["files"] != files:  # touched, the same inside: spare the next hashing
-            old = old | {"files": files}
-            jsonfile.write(folder / "manifest.json", old)
-        return old
+    binding = _binding(source, files, tokenizer, seq_len)
+    if old.get("binding") == binding and _said_whole(domain, folder):
+        return _kept(domain, folder, old, files)
     _clear(folder)
     start = time.monotonic()
     try:
-        manifest = _build(domain, source, root, tokenizer, seq_len, folder, beam_runner)
+        built = _build(domain, source, root, tokenizer, seq_len, folder, beam_runner)
+        _require_unchanged(source, files)
     except BaseException:
         _clear(folder)
         raise
-    if any(_stat(file["path"]) != (file["size"], file["mtime_ns"]) for file in files):
-        _clear(folder)
-        raise InputError(f"A file of {source.spec!r} changed while it was read: run again.")
-    manifest = {"domain": domain, "binding": binding, "files": files} | manifest
+    manifest = {"domain": domain, "binding": binding, "files": files} | built
     # Last: without it the folder counts as unfinished.
-    jsonfile.write(folder / "manifest.json", manifest)
-    seconds = time.monotonic() - start
-    rate = sum(s["tokens"] for s in manifest["splits"].values()) / seconds
+    jsonfile.write(folder / "manifest.json", jsonfile.sealed(manifest))
+    n_tokens = sum(split["tokens"] for split in manifest["splits"].values())
+    rate = n_tokens / (time.monotonic() - start)
     print(f"{domain}: built ({_said(manifest)}; {rate:,.0f} tokens/s)", flush=True)
     return manifest
+
+
+def verify(folder: str | Path) -> Iterator[tuple[Path, str | None]]:
+    """(file, what is wrong with it or None) of a prepared domain, out/DOMAIN.
+
+    A file that did not change since it was last checked by this process is not read again.
+    """
+    path = Path(folder) / "manifest.json"
+    try:
+        manifest = jsonfile.read(path)
+    except InputError as error:
+        yield path, str(error)
+        return
+    yield path, None
+    for name, digest in manifest.get("sha256", {}).items():
+        yield Path(folder) / name, _problem(Path(folder) / name, digest)
+
+
+def require_whole(folder: str | Path) -> None:
+    """InputError that names the first file of a prepared domain that is damaged or missing."""
+    for path, problem in verify(folder):
+        if problem:
+            raise InputError(f"{path} {problem}: run the stage 'prepare', which makes it anew.")
 
 
 def rows_folder(out: str | Path, domain: str) -> Path:
@@ -168,7 +116,7 @@ def _build(
 ) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     marks = ["useful"] * (source.scheme == "builtin") + ["trained"] * source.in_parts
-    splits = {split: _Packer(tokenizer, seq_len, marks) for split in SPLITS}
+    splits = {split: Packer(tokenizer, seq_len, marks) for split in SPLITS}
     scratch = folder / "scratch"  # not in /tmp: Beam's workers must see it
     if beam_runner:
         scratch.mkdir(parents=True)
@@ -188,76 +136,61 @@ def _build(
         seq_len=seq_len,
         vocab_size=tokenizer.vocab_size,
         marks=marks,
-        rows=_packed(batches, splits, domain),
+        rows=packing.packed(batches, splits, domain),
     )
-    with tempfile.TemporaryDirectory() as nothing:
-        try:  # TFDS insists on a folder for downloads
-            builder.download_and_prepare(download_dir=nothing)
-        except (OSError, RuntimeError) as error:
-            full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-            if not full:
-                raise
-            raise InputError(f"The disk is full: free some space under {folder.parent}.") from error
+    try:  # TFDS insists on a folder for downloads
+        builder.download_and_prepare(download_dir=scratch)
+    except (OSError, RuntimeError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        if not full:
+            raise
+        raise InputError(f"The disk is full: free some space under {folder.parent}.") from error
     shutil.rmtree(scratch, ignore_errors=True)
+    for split, packer in splits.items():
+        if packer.n_untrained and not packer.counts["rows"]:
+            raise InputError(
+                f"No token of the split {split!r} of {domain!r} carries loss: give it texts with "
+                "answers, or leave the split out."
+            )
+    counts["rows without loss"] = sum(packer.n_untrained for packer in splits.values())
     return {
-        "counts": dict(sorted(counts.items())),
+        "sha256": _digests(folder),
+        "counts": {name: n for name, n in sorted(counts.items()) if n},
         "splits": {split: packer.counts for split, packer in splits.items()},
     }
 
 
-def _packed(
-    batches: Iterator[list[Tokens]], splits: "dict[str, _Packer]", name: str
-) -> Iterator[Rows]:
-    with tqdm(desc=name, unit="tok", unit_scale=True, mininterval=1, leave=False) as progress:
-        for batch in batches:
-            for split, document in batch:
-                splits[split].add(document)
-                progress.update(document.shape[1])
-            yield {split: packer.rows() for split, packer in splits.items()}
-        yield {split: packer.rows(last=True) for split, packer in splits.items()}
-
-
-class _Packer:
-    """The stream of one split, cut into rows as it grows."""
-
-    def __init__(self, tokenizer: Tokenizer, seq_len: int, marks: Marks):
-        self._separator, self._dtype = tokenizer.separator_id, _token_dtype(tokenizer.vocab_size)
-        self._seq_len, self._marks = seq_len, marks
-        self._pending: list[np.ndarray] = []  # of the stream, not yet cut
-        self.counts = {"documents": 0, "tokens": 0, "rows": 0, "bytes": 0}
-
-    def add(self, document: np.ndarray) -> None:
-        self._pending.append(document)
-        self.counts["documents"] += 1
-        self.counts["tokens"] += document.shape[1]
-
-    def rows(self, last: bool = False) -> list[Row]:
-        """The rows that are full, and with `last` the padded one that ends the split."""
-        if not self._pending:
-            return []
-        stream, length = np.concatenate(self._pending, axis=1), self._seq_len
-        n = (stream.shape[1] - 1) // length
-        rows = [self._row(stream[:, i * length : (i + 1) * length + 1]) for i in range(n)]
-        rest = stream[:, n * length :]
-        if last and rest.shape[1] > 1:
-            rows.append(self._row(rest))
-        self._pending = [rest]
-        self.counts["rows"] += len(rows)
-        self.counts["bytes"] += sum(int(row["bytes"]) for row in rows)
-        return rows
-
-    def _row(self, part: np.ndarray) -> Row:
-        length = part.shape[1] - 1
-        part = np.pad(part, ((0, 0), (0, self._seq_len - length)))
-        part[0, length + 1 :] = self._separator
-        ids = part[0].astype(self._dtype)
-        marked = dict(zip(("useful", "trained"), part[2:, 1:].astype(bool), strict=True))
-        counted = part[1, 1:] * marked["trained"] if "trained" in self._marks else part[1, 1:]
-        row = {"tokens": ids, "length": np.int32(length), "bytes": counted.sum()}
-        return row | {mark: marked[mark] for mark in self._marks}
-
-
 # What the rows are bound to
+
+
+def _binding(
+    source: Source, files: list[dict[str, Any]], tokenizer: Tokenizer, seq_len: int
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "spec": source.spec,
+        "text": source.text,
+        "split_field": source.split_field,
+        "sources": _sources_hash(source, files),
+        "tokenizer": tokenizer.fingerprint,
+        "seq_len": seq_len,
+    } | ({"prompt": source.prompt} if source.in_parts else {})
+
+
+def _require_unchanged(source: Source, files: list[dict[str, Any]]) -> None:
+    if any(_stat(file["path"]) != (file["size"], file["mtime_ns"]) for file in files):
+        raise InputError(f"A file of {source.spec!r} changed while it was read: run again.")
+
+
+def _kept(
+    domain: str, folder: Path, old: dict[str, Any], files: list[dict[str, Any]]
+) -> dict[str, Any]:
+    print(f"{domain}: up to date, skipped ({_said(old)})", flush=True)
+    if old["files"] == files:
+        return old
+    touched = old | {"files": files}  # the same inside: spare the next hashing
+    jsonfile.write(folder / "manifest.json", jsonfile.sealed(touched))
+    return touched
 
 
 def _hashed_files(source: Source, root: str | Path, known: list[dict]) -> list[dict[str, Any]]:
@@ -281,6 +214,41 @@ def _sources_hash(source: Source, files: list[dict[str, Any]]) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+# Whether the rows are whole
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of a domain's rows, by its path in the folder."""
+    paths = sorted(path for path in (folder / PackedRows.name).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): _known_sha256(path, *_stat(path)) for path in paths}
+
+
+def _problem(path: Path, digest: str) -> str | None:
+    try:
+        found = _known_sha256(path, *_stat(path))
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    return None if found == digest else "is damaged"
+
+
+@functools.cache
+def _known_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Once for each state of a file: every stage of a process opens the same rows."""
+    del size, mtime_ns
+    return _sha256(path)
+
+
+def _said_whole(domain: str, folder: Path) -> bool:
+    """Whether all files of the rows are as they were written; says which is not."""
+    for path, problem in verify(folder):
+        if problem:
+            _log.warning("%s: %s %s, built again", domain, path, problem)
+            return False
+    return True
 
 
 def _stat(path: str | Path) -> tuple[int, int]:

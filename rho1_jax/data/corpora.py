@@ -8,23 +8,22 @@ import dataclasses
 import glob
 import hashlib
 import json
+import math
 import re
 import string
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import huggingface_hub
-
-from rho1_jax.data import builtin, dialogs, records
+from rho1_jax.data import builtin, dialogs, hub, records
 from rho1_jax.data.dialogs import Spans
-from rho1_jax.data.records import SUFFIXES, Record, border, decoded, reason
+from rho1_jax.data.hub import VAL_NAMES
+from rho1_jax.data.records import MESSAGES, SUFFIXES, Record, border, decoded, reason
 from rho1_jax.errors import InputError
 
-MESSAGES = "messages"
-_PATIENCE = 1000  # records without the text field before that is an error
-_VAL_NAMES = frozenset({"val", "valid", "validation", "test"})
+_PATIENCE = 1000  # records without text before that is an error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,21 +80,28 @@ def documents(
 
 
 def split_documents(
-    source: Source, *, root: str | Path = ".", counts: Counter[str] | None = None
+    source: Source,
+    *,
+    root: str | Path = ".",
+    counts: Counter[str] | None = None,
+    most: int | None = None,
 ) -> Iterator[tuple[str, Document]]:
     """Streams (split, document) over a whole source, in a fixed order.
 
+    most: stop after so many records.
+
     root: what the globs of `files:` are relative to.
     counts: receives `documents` and `characters` yielded, and what was met on the way:
-        `malformed` (not a JSON object), `missing` (without the text or split field), `empty`
-        (nothing but white space), `invalid` (held what UTF-8 cannot, now U+FFFD), `giant` (cut up).
+        `malformed` (not a JSON object, or no text in its text field), `missing` (without the text
+        or split field), `empty` (nothing but white space), `invalid` (held what UTF-8 cannot, now
+        U+FFFD), `giant` (cut up).
 
     Raises:
         InputError: an unknown scheme or type, absent or damaged files, no text field, no text.
     """
     counts = Counter() if counts is None else counts
     before = counts["documents"]
-    for split, document in _whole_documents(source, Path(root), counts):
+    for split, document in _whole_documents(source, Path(root), counts, most):
         for piece in _pieces(document, counts):
             counts["documents"] += 1
             counts["characters"] += len(piece.text)
@@ -105,6 +111,22 @@ def split_documents(
             f"The source {source.spec!r} has no usable text ({counts['malformed']} records "
             f"malformed, {counts['missing']} without {source.text!r}, {counts['empty']} empty)."
         )
+
+
+def require_readable(source: Source, root: str | Path = ".") -> None:
+    """InputError unless a source can be opened and text is among its first records.
+
+    Of a hub's dataset only whether it has files is asked: nothing is fetched.
+    """
+    if source.scheme == "hf":
+        return hub.require_files(source.place)
+    for path, _ in source_files(source, root):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise InputError(f"{path} cannot be opened ({reason(error)}).") from error
+    next(split_documents(source, root=root, most=_PATIENCE))
+    return None
 
 
 def source_files(source: Source, root: str | Path) -> list[tuple[Path, str | None]]:
@@ -119,7 +141,7 @@ def source_files(source: Source, root: str | Path) -> list[tuple[Path, str | Non
         case "files":
             return [(path, None) for path in _glob_files(source.place, Path(root))]
         case "hf":
-            return _hub_files(source.place)
+            return hub.files(source.place)
         case "tfds":
             some = next(iter(_tfds_splits(source.place).values()))
             found = sorted(Path(some.dataset_info.data_dir).rglob("*"))
@@ -127,62 +149,93 @@ def source_files(source: Source, root: str | Path) -> list[tuple[Path, str | Non
     raise InputError(f"{source.spec!r} begins with none of files:, tfds:, hf: and builtin:.")
 
 
+class _Layout(NamedTuple):
+    """Where in a record a source's text lies."""
+
+    templates: list[tuple[str, list[str]]]  # and the fields that each names
+    prompt: str
+    also: set[str]  # fields that are needed besides
+
+    @property
+    def choices(self) -> list[set[str]]:
+        return [{*fields, *self.also} for _, fields in self.templates]
+
+
 def _whole_documents(
-    source: Source, root: Path, counts: Counter[str]
+    source: Source, root: Path, counts: Counter[str], most: int | None
 ) -> Iterator[tuple[str | None, Document]]:
     """Documents before they are cut, each with its split where one is named."""
     if source.scheme == "builtin":
         yield from ((None, Document(*pair)) for pair in builtin.documents(source.place))
         return
-    templates = [_template(part) for part in source.text.split(" | ")]
     prompt, asked = _template(source.prompt) if source.prompt else ("", [])
     also = {source.split_field, *asked} if source.split_field else {*asked}
-    choices = [{*fields, *also} for _, fields in templates]
-    met, seen = False, 0
-    for record, split in _records(source, root, choices, counts):
-        texts = {
-            field: _string(_encoded(record.get(field), source), counts)
-            for field in set().union(*choices)
-        }
-        values = {field: text for field, text in texts.items() if text is not None}
-        chosen = next((i for i, fields in enumerate(choices) if fields <= values.keys()), None)
-        if chosen is None:
-            counts["missing"] += 1
-            lacking = min(choices[0] - values.keys())
-            seen += 1
-            if seen >= _PATIENCE and not met:
-                break
-            continue
-        met = True
-        template, fields = templates[chosen]
-        if not any(values[field].strip() for field in fields):
-            counts["empty"] += 1
-            continue
-        if source.split_field is not None:
-            split = _named_split(values[source.split_field])
-        text, trained = template.format_map(values), None
-        if source.prompt:
-            text, trained = dialogs.answered(prompt.format_map(values), text)
-        elif source.text == MESSAGES:
-            conversation = dialogs.chat(text)
-            if conversation is None:
-                counts["malformed"] += 1
-                continue
-            text, trained = conversation
-        yield split, Document(text, None, trained)
-    if seen and not met:
-        raise InputError(f"{source.spec!r} has no field {lacking!r}, only {', '.join(record)}.")
+    layout = _Layout([_template(part) for part in source.text.split(" | ")], prompt, also)
+    met, tried, last = False, 0, None
+    for record, split in islice(_records(source, root, layout.choices, counts), most):
+        found = "malformed" if record is None else _read(record, source, layout, counts)
+        if not isinstance(found, str):
+            yield found[0] or split, found[1]
+        else:
+            counts[found] += 1
+        met |= found not in ("malformed", "missing")
+        tried, last = tried + 1, record or last
+        if tried >= _PATIENCE and not met:
+            break
+    if last is not None and not met:
+        _refuse(last, source, layout)
+
+
+def _read(
+    record: Record, source: Source, layout: _Layout, counts: Counter[str]
+) -> tuple[str | None, Document] | str:
+    """A record's split, if it says one, and document; or what it is counted as."""
+    stored = {f: _encoded(record.get(f), source) for f in set().union(*layout.choices)}
+    values = {f: text for f, v in stored.items() if (text := _string(v, counts)) is not None}
+    chosen = next((i for i, some in enumerate(layout.choices) if some <= values.keys()), None)
+    if chosen is None:
+        known = [{f for f in some if stored[f] is not None} for some in layout.choices]
+        return "malformed" if layout.choices[0] in known else "missing"
+    template, fields = layout.templates[chosen]
+    if not any(isinstance(stored[field], str | bytes) for field in fields):
+        return "malformed"  # a number alone is no text
+    if not any(values[field].strip() for field in fields):
+        return "empty"
+    split = _named_split(values[source.split_field]) if source.split_field else None
+    text, trained = template.format_map(values), None
+    if source.prompt:
+        text, trained = dialogs.answered(layout.prompt.format_map(values), text)
+    elif source.text == MESSAGES:
+        conversation = dialogs.chat(text)
+        if conversation is None:
+            return "malformed"
+        text, trained = _whole(conversation[0], counts), conversation[1]
+    return split, Document(text, None, trained)
+
+
+def _refuse(record: Record, source: Source, layout: _Layout) -> None:
+    """InputError that says why a record has no text, where its fields say it."""
+    for field in sorted(layout.choices[0]):
+        if field not in record:
+            raise InputError(f"{source.spec!r} has no field {field!r}, only {', '.join(record)}.")
+    for field in layout.templates[0][1]:
+        if not isinstance(record[field], str | bytes):
+            kind = "null" if record[field] is None else type(record[field]).__name__
+            raise InputError(
+                f"{source.spec!r} holds {kind} in its field {field!r}, not text: "
+                "name a field of strings, or a template over several."
+            )
 
 
 def _records(
     source: Source, root: Path, choices: Sequence[set[str]], counts: Counter[str]
-) -> Iterator[tuple[Record, str | None]]:
+) -> Iterator[tuple[Record | None, str | None]]:
     if source.scheme != "tfds":
         for path, split in source_files(source, root):
             yield from ((record, split) for record in records.records(path, choices, counts))
         return
     splits = _tfds_splits(source.place)
-    named = not _VAL_NAMES.isdisjoint(splits)
+    named = not VAL_NAMES.isdisjoint(splits)
     for name, examples in splits.items():
         for example in examples:
             yield example, _named_split(name) if named else None
@@ -214,30 +267,6 @@ def _tfds_splits(name: str) -> Mapping[str, Any]:
         ) from error
 
 
-def _hub_files(place: str) -> list[tuple[Path, str | None]]:
-    """A hub dataset's parquet files, fetched into the hub's cache."""
-    place, _, revision = place.partition("@")
-    owner, name, *folders = (place.strip("/") + "/").split("/")
-    repo, folder = f"{owner}/{name}".strip("/"), "/".join(folders).strip("/")
-    wanted: Any = {
-        "revision": revision or None,
-        "allow_patterns": f"{folder}/*.parquet".lstrip("/"),
-    }
-    try:
-        snapshot = huggingface_hub.snapshot_download(repo, repo_type="dataset", **wanted)
-    except Exception as error:
-        raise InputError(
-            f"The hub dataset {repo!r} cannot be fetched ({reason(error)}): check its name, the "
-            "network and HF_ENDPOINT, or fetch it elsewhere and set HF_HUB_OFFLINE=1."
-        ) from error
-    files = sorted(Path(snapshot, folder).rglob("*.parquet"))
-    if not files:
-        raise InputError(f"The hub dataset {repo!r} has no parquet files in {folder or '/'}.")
-    words = [set(re.split(r"[/_.-]", str(file.relative_to(snapshot)).lower())) for file in files]
-    splits = ["train" if _VAL_NAMES.isdisjoint(some) else "val" for some in words]
-    return [(f, s if "val" in splits else None) for f, s in zip(files, splits, strict=True)]
-
-
 def _template(text: str) -> tuple[str, list[str]]:
     """The template, and the fields it names; a plain field name is the template of itself."""
     template = text if "{" in text else "{" + text + "}"
@@ -258,12 +287,18 @@ def _encoded(value: Any, source: Source) -> Any:
 def _string(value: Any, counts: Counter[str]) -> str | None:
     if isinstance(value, bytes):
         return decoded(value, counts)
-    if not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
         return None
-    text = str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return _whole(str(value), counts)
+
+
+def _whole(text: str, counts: Counter[str]) -> str:
+    """The text; halves of surrogate pairs, which UTF-8 cannot hold, become U+FFFD."""
     try:
         text.encode()
-    except UnicodeEncodeError:  # JSON can spell half a surrogate pair, which UTF-8 cannot hold
+    except UnicodeEncodeError:
         counts["invalid"] += 1
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return text
@@ -284,7 +319,7 @@ def _pieces(document: Document, counts: Counter[str]) -> Iterator[Document]:
 
 
 def _named_split(name: str) -> str:
-    return "val" if name.strip().lower() in _VAL_NAMES else "train"
+    return "val" if name.strip().lower() in VAL_NAMES else "train"
 
 
 def _hash_split(text: str) -> str:

@@ -12,14 +12,12 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from tqdm import tqdm
 
 from rho1_jax import jsonfile
-from rho1_jax.data import builder
+from rho1_jax.data import builder, mixture
 from rho1_jax.errors import InputError
 
 _AHEAD = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)  # batches
-_BLOCK = 10_000  # rows between two looks whether all were visited
 
 
 class Rows:
@@ -57,11 +55,13 @@ def open_rows(out: str | Path, domain: str, split: str) -> Rows:
     """Opens what `builder.prepare` wrote to out/domain. A split may have no rows.
 
     Raises:
-        InputError: the domain was never prepared to the end, or the split does not exist.
+        InputError: the domain was never prepared to the end, a file of it is damaged or missing, or
+            the split does not exist.
     """
     manifest_path = Path(out) / domain / "manifest.json"
     if not manifest_path.exists():
         raise InputError(f"There are no rows of {domain!r} under {out}: run the stage 'prepare'.")
+    builder.require_whole(manifest_path.parent)
     manifest = jsonfile.read(manifest_path)
     if split not in manifest["splits"]:
         raise InputError(f"The domain {domain!r} has no split {split!r}: use 'train' or 'val'.")
@@ -83,36 +83,46 @@ def train_batches(
     parts: Sequence[int] = (0,),
     n_parts: int = 1,
     scores: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    numbered: Sequence[str] = (),
+    later: mixture.Later = (),
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields a host's rows of the batches of the steps start_step, ..., num_steps - 1.
 
     weights: shares of tokens by domain, in any unit (kept to better than 1 %: Grain counts in
         hundredths of the smallest); a domain of weight 0 is left out. Within a domain every row
         comes once an epoch, and each epoch is shuffled anew.
+    later: (step, weights) pairs, ascending: from that step on these are the weights.
     batch_size: rows of the global batch, over all hosts.
     parts: cut into n_parts equal parts of neighbouring rows, a batch gives the host these of them.
     scores: fields of cached scores by domain, such as scores[domain]["ref_loss"] [n_rows, S].
+    numbered: all domains, if batches shall say of which each row is.
 
     A batch: tokens int32 [b, S+1], valid bool [b, S]; useful bool [b, S] if every domain knows
-    it; each field of `scores` float32 [b, S].
+    it; each field of `scores` float32 [b, S]; domain int32 [b], its place in `numbered`.
 
     Raises:
         InputError: domains, sizes or parts that do not fit together, said at once.
     """
-    weights = {domain: weight for domain, weight in weights.items() if weight}
-    _require_mixture(rows, weights, scores)
+    weights, later = _in_rows(weights, later, batch_size)
+    domains = _require_mixture(rows, weights, later, scores)
     _require_parts(batch_size, parts, n_parts)
     if not 0 <= start_step <= num_steps:
         raise InputError(f"start_step {start_step} must lie between 0 and {num_steps} steps.")
-    fields = [frozenset(rows[domain][0]) for domain in weights]
+    fields = [frozenset(rows[domain][0]) for domain in domains]
     useful = all("useful" in names for names in fields)
     examples = {
-        domain: _Examples(rows[domain], useful, (scores or {}).get(domain, {}))
-        for domain in weights
+        domain: _Examples(
+            rows[domain],
+            useful,
+            (scores or {}).get(domain, {}),
+            {"domain": np.int32(numbered.index(domain))} if numbered else {},
+        )
+        for domain in domains
     }
     # Row n of the endless mixture belongs to step n // batch_size, part p of a step is one batch.
     # The mixture is cut to what is needed: Grain cannot count the batches of an endless one.
-    needed = _mixture(examples, weights, seed).slice(slice(num_steps * batch_size))
+    endless = mixture.dataset(examples, weights, seed, later)
+    needed = endless.slice(slice(num_steps * batch_size))
     part = needed.batch(batch_size // n_parts)
     steps = grain.MapDataset.source(range(start_step, num_steps))
     mine = steps.map(lambda step: _joined([part[step * n_parts + p] for p in parts]))
@@ -126,32 +136,33 @@ def visited_rows(
     batch_size: int,
     seed: int,
     num_steps: int,
+    later: mixture.Later = (),
 ) -> dict[str, np.ndarray]:
     """domain -> the row numbers that `train_batches` reads in its first num_steps steps, ascending.
 
     Raises: as `train_batches`.
     """
-    weights = {domain: weight for domain, weight in weights.items() if weight}
-    _require_mixture(rows, weights, None)
-    numbers = {domain: _Numbers(domain, len(rows[domain])) for domain in weights}
-    mixture = _mixture(numbers, weights, seed)
-    seen = {domain: np.zeros(len(rows[domain]), bool) for domain in rows}
-    # 20 microseconds a row: nothing for one machine's training, minutes for a pod's.
-    for n in tqdm(range(num_steps * batch_size), "rows to score", delay=5, leave=False):
-        domain, row = mixture[n]  # iterating over a slice would start threads
-        seen[domain][row] = True
-        if n % _BLOCK == 0 and all(seen[domain].all() for domain in weights):
-            break
-    return {domain: np.flatnonzero(hit) for domain, hit in seen.items()}
+    weights, later = _in_rows(weights, later, batch_size)
+    _require_mixture(rows, weights, later, None)
+    n_rows = {domain: len(found) for domain, found in rows.items()}
+    seen = mixture.visited(n_rows, weights, seed, num_steps * batch_size, later)
+    return {domain: np.flatnonzero(seen.get(domain, [])) for domain in rows}
 
 
-def _mixture(parts: Mapping[str, Any], weights: Mapping[str, float], seed: int) -> grain.MapDataset:
-    """The endless mixture: domains in the ratio of weights, each shuffled anew each epoch."""
-    shuffled = [
-        grain.MapDataset.source(parts[domain]).shuffle(seed=_domain_seed(seed, domain)).repeat()
-        for domain in weights
-    ]
-    return grain.MapDataset.mix(shuffled, list(weights.values()))
+def rows_of_step(
+    rows: Mapping[str, Rows],
+    weights: Mapping[str, float],
+    *,
+    batch_size: int,
+    seed: int,
+    step: int,
+    later: mixture.Later = (),
+) -> dict[str, list[int]]:
+    """domain -> the row numbers of the batch that `train_batches` gives for a step, from 0 on."""
+    weights, later = _in_rows(weights, later, batch_size)
+    n_rows = {domain: len(found) for domain, found in rows.items()}
+    start = step * batch_size
+    return mixture.rows_of(n_rows, weights, seed, start, start + batch_size, later)
 
 
 def ordered_batches(
@@ -217,24 +228,17 @@ def _joined(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-class _Numbers:
-    """(domain, row number), for Grain: which rows a mixture visits, without reading them."""
-
-    def __init__(self, domain: str, n_rows: int):
-        self._domain, self._n_rows = domain, n_rows
-
-    def __len__(self) -> int:
-        return self._n_rows
-
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        return self._domain, int(index)
-
-
 class _Examples:
     """Rows as training examples, for Grain: with `valid`, and with their cached scores."""
 
-    def __init__(self, rows: Rows, useful: bool, scores: Mapping[str, np.ndarray]):
-        self._rows, self._scores = rows, scores
+    def __init__(
+        self,
+        rows: Rows,
+        useful: bool,
+        scores: Mapping[str, np.ndarray],
+        same: dict[str, Any],
+    ):
+        self._rows, self._scores, self._same = rows, scores, same
         self._useful = ("useful",) if useful else ()
 
     def __len__(self) -> int:
@@ -244,19 +248,19 @@ class _Examples:
         row = self._rows[index]
         example = {name: row[name] for name in ("tokens", *self._useful)}
         example["valid"] = _valid(row["length"], self._rows.seq_len, row.get("trained"))
-        scores = {name: np.float32(values[index]) for name, values in self._scores.items()}
-        return example | scores
+        scores = {name: _stored(values[index]) for name, values in self._scores.items()}
+        return example | scores | self._same
+
+
+def _stored(values: np.ndarray) -> np.ndarray:
+    """As the step takes it: float32, or int32 of token ids."""
+    return values.astype(np.int32 if np.issubdtype(values.dtype, np.integer) else np.float32)
 
 
 def _valid(length: Any, seq_len: int, trained: np.ndarray | None) -> np.ndarray:
     """True on targets that carry loss: no padding, and of a fine-tuning text only the answers."""
     real = np.arange(seq_len) < length
     return real if trained is None else real & trained
-
-
-def _domain_seed(seed: int, domain: str) -> int:
-    """Grain adds the epoch to its seed, so near seeds would share epochs: hash them apart."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{domain}".encode()).digest()[:4])
 
 
 def _require_parts(batch_size: int, parts: Sequence[int], n_parts: int) -> None:
@@ -267,15 +271,28 @@ def _require_parts(batch_size: int, parts: Sequence[int], n_parts: int) -> None:
         )
 
 
+def _in_rows(
+    weights: Mapping[str, float], later: mixture.Later, batch_size: int
+) -> tuple[dict[str, float], mixture.Later]:
+    """The weights that are not 0, and the later ones' steps as numbers of rows."""
+    phases = [(step * batch_size, of) for step, of in ((0, weights), *later)]
+    first, *rest = [(row, {d: weight for d, weight in of.items() if weight}) for row, of in phases]
+    return first[1], rest
+
+
 def _require_mixture(
     rows: Mapping[str, Rows],
     weights: Mapping[str, float],
+    later: mixture.Later,
     scores: Mapping[str, Mapping[str, np.ndarray]] | None,
-) -> None:
-    if not weights or min(weights.values()) < 0 or not weights.keys() <= rows.keys():
-        raise InputError(
-            f"The weights {dict(weights)} must be positive, and for the domains {sorted(rows)}."
-        )
+) -> dict[str, Any]:
+    """All domains that are read at some time; InputError if they do not fit together."""
+    for of in (weights, *(of for _, of in later)):
+        if not of or min(of.values()) < 0 or not of.keys() <= rows.keys():
+            raise InputError(
+                f"The weights {dict(of)} must be positive, and for the domains {sorted(rows)}."
+            )
+    weights = {domain: weight for _, of in (*later, (0, weights)) for domain, weight in of.items()}
     for domain in weights:
         if not len(rows[domain]):
             raise InputError(f"{rows[domain].name} has no rows: give it more text or weight 0.")
@@ -283,14 +300,15 @@ def _require_mixture(
     if len(lengths) > 1:
         raise InputError(f"The domains have rows of different lengths {sorted(lengths)}.")
     if scores is None:
-        return
+        return weights
     fields = {frozenset(scores.get(domain, {})) for domain in weights}
     if len(fields) > 1:
         raise InputError(f"Not every domain of {sorted(weights)} has the same cached scores.")
     for domain in weights:
         for name, values in scores[domain].items():
-            if values.shape != (len(rows[domain]), rows[domain].seq_len):
+            if values.shape[:2] != (len(rows[domain]), rows[domain].seq_len):
                 raise InputError(
                     f"The cached {name} of {domain!r} has the shape {values.shape}, not that of "
                     f"its rows, {(len(rows[domain]), rows[domain].seq_len)}: score them again."
                 )
+    return weights

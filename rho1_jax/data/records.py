@@ -1,4 +1,4 @@
-"""The records of one file: JSON lines (plain, gzip, zstd), parquet, text; read in bounded pieces.
+"""The records of one file: JSON lines or an array, parquet, text; read in bounded pieces.
 
 What cannot be used is counted, never fatal: see `corpora.split_documents`.
 """
@@ -19,20 +19,33 @@ import pyarrow.parquet
 from rho1_jax.errors import InputError
 
 GIANT = 1_000_000  # characters; a longer document becomes several
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet", ".txt")
+_JSON = (".jsonl", ".json", ".ndjson")  # lines are called by all of these names
+SUFFIXES = (
+    *(name + packed for name in _JSON for packed in ("", ".gz", ".zst")),
+    ".parquet",
+    ".txt",
+)
+MESSAGES = "messages"  # the field that may hold a list: a conversation
+_PEEK = 2**16  # bytes read at once
 _LINE = 2**28  # bytes; a longer JSON line counts as malformed
+
+_DAMAGE = (
+    OSError, EOFError, zlib.error, pyarrow.ArrowException, json.JSONDecodeError, RecursionError
+)  # fmt: skip
 
 Record = Mapping[str, Any]
 
 
-def records(path: Path, choices: Sequence[set[str]], counts: Counter[str]) -> Iterator[Record]:
-    """Streams the records of a file.
+def records(
+    path: Path, choices: Sequence[set[str]], counts: Counter[str]
+) -> Iterator[Record | None]:
+    """Streams the records of a file; None for one that is malformed.
 
     choices: sets of fields of which one is needed; parquet files are read no further than that.
-    counts: receives `malformed`, `invalid` and `giant`.
+    counts: receives `invalid` and `giant`.
 
     Raises:
-        InputError: the file is damaged, or a parquet file has none of the choices.
+        InputError: the file is damaged, or a parquet file has none of the choices, or lists there.
     """
     try:
         if path.suffix == ".parquet":
@@ -41,7 +54,7 @@ def records(path: Path, choices: Sequence[set[str]], counts: Counter[str]) -> It
         with _open(path) as stream:
             read = _txt_records if path.suffix == ".txt" else _json_records
             yield from read(stream, counts)
-    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+    except _DAMAGE as error:
         raise InputError(
             f"{path} cannot be read ({reason(error)}): it may be damaged or cut short."
         ) from error
@@ -56,7 +69,10 @@ def _open(path: Path) -> io.BufferedIOBase:
     return path.open("rb")
 
 
-def _json_records(stream: io.BufferedIOBase, counts: Counter[str]) -> Iterator[Record]:
+def _json_records(stream: Any, counts: Counter[str]) -> Iterator[Record | None]:
+    if stream.peek(_PEEK)[:_PEEK].removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+        yield from _array_records(stream)
+        return
     while line := stream.readline(_LINE):
         part = line
         while len(part) == _LINE and not part.endswith(b"\n"):  # read past what is too long
@@ -67,10 +83,34 @@ def _json_records(stream: io.BufferedIOBase, counts: Counter[str]) -> Iterator[R
             record = json.loads(decoded(line.removeprefix(codecs.BOM_UTF8), counts))
         except (ValueError, RecursionError):
             record = None
-        if isinstance(record, dict):
-            yield record
-        else:
-            counts["malformed"] += 1
+        yield record if isinstance(record, dict) else None
+
+
+def _array_records(stream: io.BufferedIOBase) -> Iterator[Record | None]:
+    """The elements of one JSON array, of which never much more than one is in memory."""
+    decoder = json.JSONDecoder()
+    # What is not UTF-8 becomes half a surrogate pair, which who takes the text counts.
+    utf8 = codecs.getincrementaldecoder("utf-8-sig")("surrogateescape")
+    raw = stream.read(_PEEK)
+    text, at = utf8.decode(raw).lstrip()[1:], 0
+    while True:
+        at += len(text[at : at + _PEEK]) - len(text[at : at + _PEEK].lstrip(" \t\r\n,"))
+        if text.startswith("]", at):
+            if text[at + 1 :].strip() or stream.read(_PEEK).strip():
+                raise json.JSONDecodeError("More follows the array", text, at)
+            return
+        try:
+            value, stop = decoder.raw_decode(text, at)
+            if stop == len(text) and raw:  # a number may go on
+                raise json.JSONDecodeError("Cut", text, stop)
+        except json.JSONDecodeError:
+            if not raw or len(text) - at > _LINE:
+                raise
+            raw = stream.read(max(_PEEK, len(text) - at))
+            text, at = text[at:] + utf8.decode(raw, final=not raw), 0
+            continue
+        at = stop
+        yield value if isinstance(value, dict) else None
 
 
 def _parquet_records(path: Path, choices: Sequence[set[str]]) -> Iterator[Record]:
@@ -80,6 +120,13 @@ def _parquet_records(path: Path, choices: Sequence[set[str]]) -> Iterator[Record
         if not there:
             absent = min(choices[0] - set(names))
             raise InputError(f"{path} has no column {absent!r}, only {', '.join(names)}.")
+        for field in set().union(*there) - {MESSAGES}:
+            kind = file.schema_arrow.field(field).type
+            if pyarrow.types.is_nested(kind):
+                raise InputError(
+                    f"{path} holds {kind} in its column {field!r}, not text: name a column of "
+                    "strings, or write one out of the lists."
+                )
         for batch in file.iter_batches(batch_size=64, columns=sorted(set().union(*there))):
             yield from batch.to_pylist()
 

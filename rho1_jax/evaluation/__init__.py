@@ -1,1 +1,1 @@
-"""What a model is worth: held-out losses (and, in time, benchmark tasks)."""
+"""What a model is worth: held-out losses, benchmarks, and what a selection keeps."""

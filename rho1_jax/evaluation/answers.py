@@ -1,27 +1,23 @@
 """Final answers: find one in a model's text, and compare it with the right one.
 
-    python -m rho1_jax.evaluation.answers FILE... [--disagreements=OUT.csv]
-
-grades released outputs again (.jsonl or .jsonl.gz; see `regrade`) and prints, per file, how often
-this grader agrees with the verdicts stored there.
+docs/grading.md says what counts as the same answer; experiments/measure/regrade.py grades released
+outputs again.
 """
 
-import csv
-import gzip
-import json
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import unicodedata
 from typing import Any, NamedTuple
 
-from rho1_jax.errors import InputError
 from rho1_jax.evaluation import quantities
 from rho1_jax.evaluation.symbolic import Judge
 
 _judge = Judge()
 
-_NEXT_PROBLEM = re.compile(r"\n\s*(?:Question|Problem|Q)\s*\d*\s*[:.]\s")
+_LONGEST = 2000  # characters of an answer; a longer one is compared as it stands
+
+# No two neighbouring repetitions here match the same character: such patterns take quadratic time.
+_NEXT_PROBLEM = re.compile(r"\n[ \t]*(?:Question|Problem|Q)\s*(?:\d+\s*)?[:.]\s")
+_ANSWERED = re.compile(r"\banswer is\b|\banswer:|####|\\(?:boxed|fbox)[\s{]*[^\s{}]", re.I)
 _MINERVA = re.compile(
     r"final answer is:?\s*\$((?:(?!final answer).)*?)\$\.?\s*I hope it is correct", re.S
 )
@@ -30,12 +26,11 @@ _OUTPUT = re.compile(r"```output\n(.*?)\n?(?:```|\Z)", re.S)
 _NUMBER = re.compile(r"-?\$?\d+(?:,\d+)*(?:\.\d+)?(?:/\d+)?%?|-?\.\d+")
 _EQUALS = re.compile(r"(?<![<>!])=")
 _PROSE = re.compile(r"(?<!\\)\b[A-Za-z']{2,}\s+(?:[A-Za-z']+\s+)+[A-Za-z']{2,}")
-_LETTER = re.compile(r"[(\[]?([A-J])(?:[)\].:,]|\s*$).*", re.S)
 
 
 class Verdict(NamedTuple):
     correct: bool
-    why: str  # which comparison decided: text, choice, number, symbolic, timeout, no answer
+    why: str  # which comparison decided: text, choice, unit, number, symbolic, timeout, no answer
 
 
 def extract(text: str, strict: bool = False) -> str | None:
@@ -46,7 +41,7 @@ def extract(text: str, strict: bool = False) -> str | None:
     What follows a first answer and the head of another problem is not looked at.
 
     strict: X is the rest of the line as it stands, as the paper's authors read it. Otherwise it
-    ends with its sentence, and of "3 + 4 = 7" it is the 7.
+    ends with its sentence, and of "3 + 4 = 7" it is the 7. Time is linear in the text.
     """
     text = _this_problem(text)
     if found := _MINERVA.findall(text):
@@ -55,6 +50,8 @@ def extract(text: str, strict: bool = False) -> str | None:
         answer = boxed
     elif _STATED.search(text):
         answer = (_STATED.split(text)[-1].strip().splitlines() or [""])[0]
+        if len(answer) > _LONGEST:
+            return answer
         if _PROSE.search(answer) and "answer is" not in text.lower():
             answer = _last_number(text)  # "Answer: Let's think step by step" only begins
         elif not strict:
@@ -75,18 +72,28 @@ def compare(gold: str, answer: str | None) -> Verdict:
     gold, answer = _tidied(gold), _tidied(answer)
     if _plain(gold) == _plain(answer):
         return Verdict(True, "text")
-    if letter := re.fullmatch(r"\(?([A-J])\)?", _plain(gold, fold=False)):
-        chosen = _LETTER.fullmatch(_plain(answer, fold=False))
-        return Verdict(chosen is not None and chosen[1] == letter[1], "choice")
-    gold, answer = _right_side(gold), _right_side(answer)
-    quantity = quantities.parse(gold), quantities.parse(answer)
-    if quantity[0] is not None and quantity[1] is not None:
-        return Verdict(quantities.equal(quantity[0], quantity[1]), "number")
-    # math-verify would pick some expression out of a sentence or a derivation.
-    equation = bool(_EQUALS.search(answer)) > bool(_EQUALS.search(gold))
-    if equation or _PROSE.search(answer) or len(answer) > 20 * len(gold) + 200:
+    if max(len(gold), len(answer)) > _LONGEST:
         return Verdict(False, "text")
-    equal = _judge.equal(_for_sympy(gold), _for_sympy(answer))
+    if letter := _CHOICE.fullmatch(_plain(gold, fold=False)):
+        chosen = _chosen(answer) or _chosen(_said(gold, answer))
+        return Verdict(chosen == letter[1], "choice")
+    answer = _said(gold, answer)
+    if len(answer) > 20 * len(gold) + 200:
+        return Verdict(False, "text")
+    a, b = (quantities.parse(_right_side(text)) for text in (gold, answer))
+    if not quantities.agree(a.unit, b.unit):
+        return Verdict(False, "unit")
+    if a.value is not None and b.value is not None:
+        return Verdict(quantities.equal(a, b), "number")
+    if a.unit.dimension and b.unit.dimension and a.unit.size != b.unit.size:
+        return Verdict(False, "unit")
+    if _plain(a.text) == _plain(b.text):
+        return Verdict(True, "text")
+    # math-verify would multiply the letters of a word, and take one side of a derivation.
+    equation = bool(_EQUALS.search(b.text)) > bool(_EQUALS.search(a.text))
+    if equation or _WORD.fullmatch(a.text) or _PROSE.search(b.text):
+        return Verdict(False, "text")
+    equal = _judge.equal(_for_sympy(a.text), _for_sympy(b.text))
     return Verdict(bool(equal), "timeout" if equal is None else "symbolic")
 
 
@@ -100,11 +107,9 @@ def _last_number(text: str) -> str:
 
 def _this_problem(text: str) -> str:
     """The text up to the head of a next problem, if an answer was given before it."""
-    for head in _NEXT_PROBLEM.finditer(text):
-        before = text[: head.start()]
-        if _STATED.search(before) or _boxed(before):
-            return before
-    return text
+    answered = _ANSWERED.search(text)
+    head = _NEXT_PROBLEM.search(text, answered.end()) if answered else None
+    return text[: head.start()] if head else text
 
 
 def _boxed(text: str) -> str | None:
@@ -138,16 +143,55 @@ def _result(text: str) -> str:
     return result if arithmetic else text
 
 
+_CHOICE = re.compile(r"[(\[]?([A-J])[)\]]?")
+_REASON = r"(?:because|since|as|is (?:the )?(?:correct|right|best|answer))\b"
+_CHOSEN = re.compile(rf"[(\[]?([A-J])(?:[)\].:,]|\s*$|\s+(?={_REASON}))(.*)", re.S)
+_OTHER_LETTER = re.compile(r"(?<![A-Za-z])([A-J])(?=[)\].:,]|\s*$)|^\s*(?:,|and|or|/)\s*([A-J])\b")
+
+
+def _chosen(answer: str) -> str | None:
+    """The letter that an answer begins with, if it does not go on to name another."""
+    if not (found := _CHOSEN.fullmatch(_plain(answer, fold=False))):
+        return None
+    letter, rest = found.groups()
+    others = {a or b for a, b in _OTHER_LETTER.findall(rest)} - {letter}
+    return letter if re.match(rf"[\s,.:;]*{_REASON}", rest) or not others else None
+
+
+_SENTENCE = re.compile(r"([A-Za-z$\\(][^.=]*?)\s+(?:is|are|equals)\s+(?:equal to\s+)?(.+)", re.S)
+_DENIED = re.compile(
+    r"\b(?:not?|never|cannot|wrong|incorrect|if|unless|whether)\b|n't\b|\d+\s*$", re.I
+)
+_ABOUT = re.compile(r"(?:about|approximately|approx\.?|roughly|around|\\approx|≈|~)\s*(?=\S)", re.I)
+
+
+def _said(gold: str, answer: str) -> str:
+    """What "the largest n is X" or "about X" says: X. A denial, or two verbs, say nothing."""
+    found = _SENTENCE.fullmatch(answer)
+    if found and not re.search(r"\b(?:is|are)\b", gold + found[2]) and not _DENIED.search(found[1]):
+        answer = _tidied(found[2])
+    return _tidied(_ABOUT.sub("", answer, count=1) if _ABOUT.match(answer) else answer)
+
+
 _WRAPPERS = (("\\(", "\\)"), ("\\[", "\\]"), ("$", "$"), ("**", "**"), ("`", "`"))
+_CHARACTERS = str.maketrans(
+    {
+        "−": "-", "×": r"\times ", "·": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ",
+        "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ",
+        "\u00a0": " ", "\u2009": " ", "\u202f": " ",
+    }
+)  # fmt: skip
 
 
 def _tidied(text: str) -> str:
-    """Without what surrounds an answer: mathematics and emphasis marks, a full stop."""
-    text = text.strip()
+    """In LaTeX's characters, without what surrounds an answer: emphasis marks, a full stop."""
+    text = text.translate(_CHARACTERS)
+    text = re.sub("[¼½¾⅐-⅞]", lambda m: f" {_compatible(m[0])}", text)
+    text = re.sub("[⁰¹²³⁴-⁹⁻]+", lambda m: f"^{{{_compatible(m[0])}}}", text)
     before = None
     while text != before:
         before = text
-        text = text.strip().rstrip(".:;,").strip()
+        text = text.strip().rstrip(".:;, \t\n")
         for left, right in _WRAPPERS:
             inner = text[len(left) : len(text) - len(right)]
             enough = len(text) > len(left) + len(right)
@@ -156,22 +200,35 @@ def _tidied(text: str) -> str:
     return text
 
 
-_DECORATION = re.compile(
-    r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-z])|(?<!\\)\\[,!;: ]|~"
+def _compatible(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).replace("\u2044", "/").replace("−", "-")
+
+
+_NOTHING = re.compile(
+    r"\\(?:left|right|displaystyle|bigl?|bigr?|Bigl?|Bigr?)(?![a-z])|\\!\s*|\{(?=,\})|(?<=,)\}"
 )
+_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![a-z])|~")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
+_WORD = re.compile(r"\\(?:text|mbox)\s*\{\s*[A-Za-z]{3,}\s*\}|[A-Z][a-z]{2,}|[a-z]{5,}")
+
+
+def _undecorated(text: str) -> str:
+    return _SPACE.sub(" ", _NOTHING.sub("", text))
 
 
 def _plain(text: str, fold: bool = True) -> str:
     """The characters that matter for two answers to be the same text."""
-    text = _TEXT.sub(r"\1", _DECORATION.sub("", text))
+    text = _TEXT.sub(r"\1", _undecorated(text))
     text = re.sub(r"\\[dt]frac", r"\\frac", text)
-    text = re.sub(r"[\s$]+", "" if fold else " ", text).strip()
-    return text.lower() if fold else text
+    if not fold:
+        return re.sub(r"[\s$]+", " ", text).strip()
+    text = re.sub(r"(?<=\d)\s+(?=\d)|(?<=\d,)\s+(?=\d{3}(?!\d))", "\0", text)  # 3 1/2 is not 31/2
+    return re.sub(r"[\s$]+", "", text).lower()
 
 
-_NAMED = re.compile(r"\s*([A-Za-z]\w*(?:\([a-z]\))?)\s*(?:=|\\in)\s*([^=]+)")
-_BETWEEN = re.compile(r"\s*,\s*(?:and|or)?\s*|\s+(?:and|or)\s+|\\text\s*\{\s*(?:and|or)\s*\}")
+_NAMED = re.compile(r"\s*([A-Za-z]\w*(?:\([a-z]\))?)\s*(?:=|\\in(?![a-z]))\s*([^=]+)")
+_BETWEEN = re.compile(r"\s*,\s*(?:and\b|or\b|\\text\s*\{\s*(?:and|or)\s*\})?\s*"
+                      r"|\s+(?:and|or)\s+|\s*\\text\s*\{\s*(?:and|or)\s*\}\s*")  # fmt: skip
 
 
 def _right_side(text: str) -> str:
@@ -186,77 +243,21 @@ def _right_side(text: str) -> str:
 
 def _for_sympy(text: str) -> str:
     """Plain notation that models use, as the LaTeX that math-verify reads."""
-    text = _DECORATION.sub(" ", text).replace("$", " ")
+    text = re.sub(r"[$\s]+", " ", _undecorated(text))
     text = re.sub(r"(?<!\\)\b(?:sqrt)\(([^()]*)\)", r"\\sqrt{\1}", text)
+    for root, latex in (("√", r"\\sqrt"), ("∛", r"\\sqrt[3]"), ("∜", r"\\sqrt[4]")):
+        text = re.sub(rf"{root}\s*\(([^()]*)\)|{root}\s*(\d+|\w)", rf"{latex}{{\1\2}}", text)
+    text = re.sub(r"\\sqrt\s*\[(\d+)\]\s*(\w)", r"\\sqrt[\1]{\2}", text)
+    text = re.sub(r"(?<![\w.])(\d+) (\d+)/(\d+)", r"\1\\frac{\2}{\3}", text)
     text = re.sub(r"(?<![\\A-Za-z])(pi|infty|infinity|oo)(?![A-Za-z])", _as_latex, text)
     text = _BETWEEN.sub(", ", text).replace("<=", r"\le ").replace(">=", r"\ge ")
     text = re.sub(r"(?<=\d)[eE](-?\d+)", r" \\cdot 10^{\1}", text)
-    text = re.sub(r"(?<![\w\\])(\d+)\s*\(", r"\1 \\cdot (", text)
-    return text.replace("**", "^").replace("*", r" \cdot ").replace("√", r"\sqrt ")
+    text = re.sub(r"(?<![\w\\^.])(\d+)\s*\(", r"\1 \\cdot (", text)
+    return text.replace("**", "^").replace("*", r" \cdot ")
 
 
 def _as_latex(name: re.Match[str]) -> str:
     return r"\pi " if name[1] == "pi" else r"\infty "
-
-
-# Released outputs
-
-_TEXT_FIELDS = ("code", "completion", "output", "response", "generation", "prediction", "text")
-_GOLD_FIELDS = ("answer", "gt", "gold", "target", "ground_truth", "gt_cot", "solution")
-_SCORE_FIELDS = ("score", "correct", "is_correct", "acc")
-
-
-class Graded(NamedTuple):
-    id: str
-    ours: Verdict  # of the strict reading
-    lenient: Verdict
-    theirs: bool | None  # None where the file holds no verdict
-    gold: str
-    answer: str | None
-
-
-def regrade(path: str | Path) -> Iterator[Graded]:
-    """Every model text of a .jsonl or .jsonl.gz file, graded again.
-
-    A row has the text (`code`, `completion`, `output`, ...: a string, or a list of samples), the
-    right answer (`answer`, `gt`, `target`, ...) and, where known, a verdict (`score`, ...).
-    InputError names the first line that has not.
-    """
-    try:
-        with _open(Path(path)) as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield from _graded(line, f"{path}, line {number}", str(number - 1))
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}): give a .jsonl or .jsonl.gz.") from error
-
-
-def _open(path: Path):
-    return gzip.open(path, "rt") if path.suffix == ".gz" else path.open()
-
-
-def _graded(line: str, where: str, number: str) -> Iterator[Graded]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"{where} is not JSON: {error}.") from error
-    texts, golds, scores = (
-        next((row[f] for f in fields if row.get(f) is not None), None)
-        for fields in (_TEXT_FIELDS, _GOLD_FIELDS, _SCORE_FIELDS)
-    )
-    if texts is None or golds is None:
-        missing = _TEXT_FIELDS if texts is None else _GOLD_FIELDS
-        raise InputError(f"{where} has none of the fields {', '.join(missing)}.")
-    texts = texts if isinstance(texts, list) else [texts]
-    scores = scores if isinstance(scores, list) else [scores] * len(texts)
-    gold = gold_answer(golds)
-    for i, text in enumerate(texts):
-        strict, lenient = extract(str(text), strict=True), extract(str(text))
-        theirs = bool(scores[i]) if i < len(scores) and scores[i] is not None else None
-        name = str(row.get("idx", row.get("id", number))) + (f"/{i}" if i else "")
-        ours = compare(gold, strict)
-        other = ours if lenient == strict else compare(gold, lenient)
-        yield Graded(name, ours, other, theirs, gold, strict)
 
 
 def gold_answer(field: Any) -> str:
@@ -265,50 +266,3 @@ def gold_answer(field: Any) -> str:
     if "####" in text:
         return text.rpartition("####")[2].strip()
     return _boxed(text) or text
-
-
-def main(argv: Sequence[str]) -> int:
-    """Print the agreement per file; exit status 2 for bad input."""
-    out = [a.removeprefix("--disagreements=") for a in argv[1:] if a.startswith("--disagreements=")]
-    files = [a for a in argv[1:] if not a.startswith("--")]
-    if not files:
-        print(__doc__)
-        return 2
-    rows: list[tuple[Any, ...]] = [("file", "id", "ours", "theirs", "decided by")]
-    try:
-        for name in files:
-            graded = list(regrade(name))
-            print(_summary(name, graded), flush=True)
-            rows += [
-                (Path(name).name, g.id, g.ours.correct, g.theirs, g.ours.why)
-                for g in graded
-                if g.theirs not in (None, g.ours.correct)
-            ]
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    if out:
-        with open(out[0], "w", newline="") as f:
-            csv.writer(f, lineterminator="\n").writerows(rows)
-    return 0
-
-
-def _summary(name: str, graded: list[Graded]) -> str:
-    n, known = len(graded), [g for g in graded if g.theirs is not None]
-    agree = sum(g.ours.correct == g.theirs for g in known)
-    strict, lenient = (
-        100 * sum(correct) / max(n, 1)
-        for correct in ([g.ours.correct for g in graded], [g.lenient.correct for g in graded])
-    )
-    ours = f"ours {strict:.1f}% (read leniently {lenient:.1f}%)"
-    if not known:
-        return f"{name}: {n} texts, correct: {ours}; the file holds no verdicts"
-    theirs = 100 * sum(bool(g.theirs) for g in known) / len(known)
-    return (
-        f"{name}: agreement {agree}/{len(known)} = {100 * agree / len(known):.2f}%; "
-        f"correct: {ours}, theirs {theirs:.1f}%"
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

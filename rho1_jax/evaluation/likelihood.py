@@ -12,15 +12,15 @@ WRONG = 3  # answers of other questions that each right answer is compared with
 Estimate = list[float | None]  # value, standard error
 
 
-def small_metrics(
-    scorer: Scorer, asked: Sequence[tuple[str, dict[str, Any]]]
-) -> dict[str, Estimate]:
+def small_metrics(scorer: Scorer, asked: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
     """{metric: [mean over items, standard error]} of documents as evaluation/tasks/ makes them.
 
     asked: (prompt, document). `solution_loss` and `solution_bits_per_byte` of the gold solution
     after the prompt; `answer_margin`, nats by which the right answer is likelier than the wrong
     ones are on average; `answer_first`, how often it is likelier than each of them. Wrong answers
-    are the other choices, or else answers of other questions. {} for documents of another form.
+    are the other choices, or else answers of other questions. `solution_cut` counts the solutions
+    that did not fit into the context together with their whole prompt. {} for documents of another
+    form.
     """
     if not asked or not all("gold" in document and "target" in document for _, document in asked):
         return {}
@@ -45,6 +45,7 @@ def small_metrics(
     return {
         "solution_loss": _estimate(loss),
         "solution_bits_per_byte": _estimate(bits),
+        "solution_cut": sum(not scorer.fits(*span) for span in spans[:n]),
         "answer_margin": _estimate(margins),
         "answer_first": _estimate(firsts),
     }

@@ -76,24 +76,41 @@ def _line(process: subprocess.Popen[bytes], seconds: float) -> bytes | None:
     return stdout.readline() or None
 
 
-def _near(gold: list, answer: list) -> bool:
-    """Whether two real numbers, one of them written with a decimal point, are as good as equal."""
-    from sympy import Float
+def _near(a: Any, b: Any) -> bool:
+    """Whether two values, numbers with a decimal point in one, are as good as equal."""
+    from sympy import Expr, Float, Interval, MatrixBase, Set, Tuple
 
-    (a, *_), (b, *_) = gold, answer
-    if not (a.is_number and b.is_number and (a.has(Float) or b.has(Float))):
-        return False
-    return math.isclose(float(a), float(b), rel_tol=RELATIVE)
+    if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+        return a.shape == b.shape and all(map(_near, a.flat(), b.flat()))
+    if isinstance(a, (Set, Tuple)) and a.func == b.func and len(a.args) == len(b.args):
+        ordered = isinstance(a, (Interval, Tuple))
+        parts = [x.args if ordered else sorted(x.args, key=_real) for x in (a, b)]
+        return all(map(_near, *parts))
+    if a == b or not (isinstance(a, Expr) and isinstance(b, Expr)):
+        return a == b
+    numbers = a.is_number and b.is_number and (a.has(Float) or b.has(Float))
+    return numbers and math.isclose(float(a), float(b), rel_tol=RELATIVE)
+
+
+def _real(part: Any) -> float:
+    return float(part) if getattr(part, "is_number", False) else math.inf
 
 
 def _serve() -> None:
     import logging
     import resource
 
-    from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, parse, verify
 
     logging.disable(logging.CRITICAL)
-    configs = (LatexExtractionConfig(), ExprExtractionConfig())
+    # Its own units are any letter behind a number ("2 t"), its boxes and anchors were looked for
+    # before; nor may it take a number out of what it cannot read as a whole.
+    notation = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+    )
+    configs = (LatexExtractionConfig(boxed_match_priority=-1, normalization_config=notation),)
+    modes: Any = {"fallback_mode": "no_fallback", "extraction_mode": "first_match"}
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     # Whatever sympy prints must not be taken for an answer.
     out = os.fdopen(os.dup(1), "w")
@@ -102,11 +119,13 @@ def _serve() -> None:
     for line in sys.stdin:
         try:
             parsed = [
-                # Strings come back for what is no mathematics; those were compared before.
-                parse(f"${text}$", configs, fallback_mode="no_fallback", parsing_timeout=None)
+                parse(f"${text}$", configs, parsing_timeout=None, **modes)
                 for text in json.loads(line)
             ]
-            equal = all(parsed) and (verify(*parsed, timeout_seconds=None) or _near(*parsed))
+            equal = all(parsed) and (
+                verify(*parsed, timeout_seconds=None, allow_set_relation_comp=True)
+                or _near(parsed[0][0], parsed[1][0])
+            )
         except (Exception, RecursionError):
             equal = False
         print(json.dumps(bool(equal)), file=out, flush=True)

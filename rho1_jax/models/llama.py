@@ -11,8 +11,8 @@ A block, einsum by einsum (x is the residual stream, [N, D]; norm is RMSNorm):
     q        = nd,de->ne      rotated, as [B, S, H, hd]   q [D, H*hd]
     k, v     = nd,de->ne      k rotated, [B, S, K, hd]    k, v [D, K*hd]
                Qwen2 adds q_bias, k_bias and v_bias; Qwen3 takes the norm of each head of q and k
-               (q_norm, k_norm [hd]) before they turn; in SmolLM3's nope_layers nothing turns
-    scores   = bshd,bthd->bhst / sqrt(hd)                 t <= s, and s - t < window
+               (q_norm, k_norm [hd]) before RoPE; SmolLM3's nope_layers have none
+    scores   = bshd,bthd->bhst / sqrt(hd)                 t <= s, s - t < window, same document
     x       += ne,ed->nd      of softmax(scores) v        o [H*hd, D]
     h        = norm(x)                                    mlp_norm [D]
     x       += nf,fd->nd      of silu(h gate) * (h up)    gate, up [D, F], down [F, D]
@@ -29,9 +29,8 @@ attention: XLA's CPU backend then takes a fifth less time for a whole training s
 Everything else in this package sees only `init`, `apply` and the dict.
 """
 
-import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -40,11 +39,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Integer
 
-from rho1_jax.errors import InputError
-from rho1_jax.models import rotary
+from rho1_jax.models import documents, rotary
+from rho1_jax.models.architecture import Architecture as Architecture
+from rho1_jax.models.architecture import LlamaConfig as LlamaConfig
 from rho1_jax.models.attention import causal_attention
 from rho1_jax.models.placement import by_tokens, gathered
-from rho1_jax.models.rotary import RopeScaling
 from rho1_jax.models.rowwise import EveryRow, times_transposed
 
 Params = dict[str, Any]
@@ -61,67 +60,13 @@ _REMAT_POLICIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """Shape and arithmetic of one decoder; hashable, so it can be a static argument."""
-
-    vocab_size: int
-    width: int
-    n_layers: int
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    ffn_width: int
-    max_length: int = 2048  # tokens of the longest sequence it was made for; not enforced
-    rope_theta: float = 10_000.0
-    rope_scaling: RopeScaling | None = None
-    nope_layers: tuple[int, ...] = ()  # layers whose q and k are not rotated (SmolLM3)
-    norm_eps: float = 1e-5
-    tied_head: bool = True
-    qkv_bias: bool = False  # Qwen2
-    qk_norm: bool = False  # Qwen3
-    window: int | None = None  # tokens a position sees, itself included; None: all before it
-    dtype: str = "float32"  # of the computation; parameters are float32 unless the caller casts
-    remat: str = "none"  # "none" | "dots" (keep matrix products) | "full" (keep block inputs)
-    scan_layers: bool = True  # False: the same stacked parameters, the loop unrolled
-    batch_axes: tuple[str, ...] | None = None  # mesh axes tokens are split over: placement.py
-
-    def __post_init__(self):
-        if self.n_heads % self.n_kv_heads:
-            raise InputError(
-                f"n_heads={self.n_heads} is no multiple of n_kv_heads={self.n_kv_heads}: "
-                "every key-value head serves the same number of query heads."
-            )
-        if self.head_dim % 2:
-            raise InputError(f"head_dim={self.head_dim} is odd: rotary positions need pairs.")
-        if self.window is not None and self.window < 1:
-            raise InputError(f"window={self.window} must be at least 1 token, or None.")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f"dtype={self.dtype!r} must be float32 or bfloat16.")
-        if self.remat not in ("none", *_REMAT_POLICIES):
-            raise InputError(f"remat={self.remat!r} must be none, dots or full.")
-        if not all(0 <= i < self.n_layers for i in self.nope_layers):
-            raise InputError(
-                f"nope_layers={self.nope_layers} are not among 0..{self.n_layers - 1}."
-            )
-
-    @classmethod
-    def from_json(cls, stored: Mapping[str, Any]) -> "LlamaConfig":
-        """The config whose dataclasses.asdict went through JSON."""
-        fields = dict(stored)
-        if fields.get("rope_scaling") is not None:
-            fields["rope_scaling"] = RopeScaling(**fields["rope_scaling"])
-        fields["nope_layers"] = tuple(fields.get("nope_layers", ()))
-        return cls(**fields)
-
-
-def init(config: LlamaConfig, key: Array) -> Params:
+def init(config: Architecture, key: Array) -> Params:
     """Random float32 parameters: our choice, since the paper continues pretrained models.
 
     normal(0.02) everywhere, the two projections that write to the residual stream (o, down)
     scaled by 1/sqrt(2 L) as in GPT-2, norms at one.
     """
-    decoder = Decoder(dataclasses.replace(config, batch_axes=None))
+    decoder = Decoder(config.computed())
     # Compiled, so that only the draws run and not the forward pass that finds their shapes.
     return jax.jit(decoder.init)(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
@@ -136,9 +81,14 @@ def apply(
     """Hidden states after the final norm, and the head: logits = hidden @ head.T.
 
     Both are in config.dtype. Logits are left to the caller, who rarely wants all of them at once.
+    With a config.separator the documents of a row are computed as if each had a row of its own
+    (documents.py); without, a row is one text.
     rowwise: how to call, and go back through, what acts on each row by itself; see EveryRow.
     """
-    hidden, head, _ = apply_and_keep(params, tokens, config=config, rowwise=rowwise)
+    apart = config.separator
+    starts = None if apart is None else documents.starts(tokens, apart)
+    decoder = Decoder(config, None, rowwise or EveryRow())
+    hidden, head, _ = decoder.apply({"params": params}, tokens, starts=starts)  # type: ignore[misc]
     return hidden, head
 
 
@@ -150,14 +100,13 @@ def apply_and_keep(
     positions: Integer[Array, "B S"] | None = None,
     attend: Attend | None = None,
     before: Any = None,
-    rowwise: Any = None,
 ) -> tuple[Float[Array, "B S D"], Float[Array, "V D"], Any]:
-    """`apply` with other positions than 0..S-1 and other attention than causal.
+    """`apply` to rows of one text, with other positions than 0..S-1 and attention than causal.
 
     Last comes what `attend` kept, that of all layers stacked on a leading axis L, as is `before`,
     what it kept earlier.
     """
-    decoder = Decoder(config, attend, rowwise or EveryRow())
+    decoder = Decoder(config, attend)
     outputs: Any = decoder.apply({"params": params}, tokens, positions, before)
     return outputs
 
@@ -181,14 +130,14 @@ def apply_unstacked(
     all_kept = []
     for i, (layer, own) in enumerate(zip(params["layers"], before, strict=True)):
         rotates = jnp.array(i not in c.nope_layers) if c.nope_layers else None
-        block = Block(c, attend, transposed=True)
+        block = Block(c, attend, EveryRow(times_transposed), transposed=True)
         (x, _), kept = block.apply({"params": layer}, (x, None), angles, rotates, own)
         all_kept.append(kept)
     x = _rms_norm(x, params["final_norm"], c.norm_eps)
     return x.reshape(*tokens.shape, c.width), all_kept
 
 
-def param_count(config: LlamaConfig) -> int:
+def param_count(config: Architecture) -> int:
     """Number of parameters; a tied head is counted once."""
     c = config
     attention = 2 * c.width * c.head_dim * (c.n_heads + c.n_kv_heads)
@@ -199,7 +148,7 @@ def param_count(config: LlamaConfig) -> int:
     return embeddings + c.n_layers * layer + c.width
 
 
-def flops_per_token(config: LlamaConfig, seq_len: int) -> int:
+def flops_per_token(config: Architecture, seq_len: int) -> int:
     """FLOPs of one token's forward pass, head included, two per multiply-add.
 
     Matrix products only. Attention counts all seq_len keys of every query, the masked half too (the
@@ -221,7 +170,9 @@ class Decoder(nn.Module):
     rowwise: Any = EveryRow()
 
     @nn.compact
-    def __call__(self, tokens, positions=None, before=None):
+    def __call__(self, tokens, positions=None, before=None, starts=None):
+        """starts: where the documents of the rows begin (documents.py), which says all positions;
+        None: rows are one text."""
         c = self.config
         batch, seq_len = tokens.shape
         embed = self.param("embed", _normal, (c.vocab_size, c.width))
@@ -231,18 +182,21 @@ class Decoder(nn.Module):
             _remat(Block, c),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast, 0, 0),
+            in_axes=(nn.broadcast, 0, 0, nn.broadcast),
             length=c.n_layers,
             unroll=1 if c.scan_layers else c.n_layers,
         )
+        lengths = None
+        if starts is not None:
+            positions, lengths = documents.positions(starts), documents.lengths(starts)
         positions = jnp.arange(seq_len) if positions is None else positions
-        angles = rotary.table(positions, c.head_dim, c.rope_theta, c.rope_scaling)
+        angles = rotary.table(positions, c.head_dim, c.rope_theta, c.rope_scaling, lengths)
         rotates = None
         if c.nope_layers:
             rotates = jnp.array([i not in c.nope_layers for i in range(c.n_layers)])
         blocks = layers(c, self.attend, self.rowwise, name="layers")
         stream = x, self.rowwise.start(batch, seq_len)
-        (x, marks), kept = blocks(stream, angles, rotates, before)
+        (x, marks), kept = blocks(stream, angles, rotates, before, starts)
 
         x = _rms_norm(x, self.param("final_norm", _ones, (c.width,)), c.norm_eps)
         x = self.rowwise.finish(x, marks)
@@ -263,67 +217,95 @@ class Block(nn.Module):
     transposed: bool = False
 
     @nn.compact
-    def __call__(self, stream, angles, rotates=None, before=None):
+    def __call__(self, stream, angles, rotates=None, before=None, starts=None):
         """`stream` is x with the marks of `rowwise`, `angles` is rotary.table's; q and k are
-        rotated unless the boolean `rotates` is False. `before` goes to `attend`."""
-        c = self.config
-        x, marks = stream[0], self.rowwise.enter(stream[1])
-        seq_len = angles.shape[-3]
-        q_width, kv_width = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-        into_residual = nn.initializers.normal(_INIT_SCALE / math.sqrt(2 * c.n_layers))
-        if rotates is not None:
-            unturned = jnp.zeros_like(angles).at[0].set(1.0)
-            angles = jnp.where(rotates, angles, unturned)
+        rotated unless the boolean `rotates` is False. `before` goes to `attend`, `starts` to
+        attention where there is no `attend`."""
+        c, (x, marks) = self.config, stream
+        w, marks = self._attention_weights(), self.rowwise.enter(marks)
+        angles = _unless(rotates, angles)
 
-        matmul = times_transposed if self.transposed else jnp.matmul
-
-        def weight(name, shape, initializer=_normal):
-            axis = 0 if name in ("o", "down") else len(shape) - 1
-            if self.transposed:
-                axis, shape = len(shape) - 1 - axis, shape[::-1]
-            w = self.param(name, initializer, shape).astype(c.dtype)
-            return gathered(w, c.batch_axes, axis=axis)
-
-        def heads(name, y):
-            if c.qkv_bias:
-                y += weight(f"{name}_bias", y.shape[-1:], _zeros)
-            y = y.reshape(-1, seq_len, y.shape[-1] // c.head_dim, c.head_dim)
-            if name == "v":
-                return y
-            if c.qk_norm:
-                y = _rms_norm(y, self.param(f"{name}_norm", _ones, (c.head_dim,)), c.norm_eps)
-            return rotary.rotate(y, angles)
-
-        def project(_dot, w, h):
-            return matmul(h, w)
-
-        def after_attention(dot, w, x, h):
-            dot = matmul if self.transposed else dot
-            attended = dot(h, w["o"])
-            h = _rms_norm(x + attended, w["mlp_norm"], c.norm_eps)
-            return attended + matmul(nn.silu(dot(h, w["gate"])) * dot(h, w["up"]), w["down"])
-
-        h = _rms_norm(x, self.param("attn_norm", _ones, (c.width,)), c.norm_eps)
-        q, marks = self.rowwise(project, marks, weight("q", (c.width, q_width)), h)
-        q, k, v = (
-            heads("q", q),
-            heads("k", matmul(h, weight("k", (c.width, kv_width)))),
-            heads("v", matmul(h, weight("v", (c.width, kv_width)))),
-        )
-        if self.attend is None:
-            h = causal_attention(q, k, v, window=c.window, batch_axes=c.batch_axes)
-            kept = None
-        else:
-            h, kept = self.attend(q, k, v, before)
-        weights = {
-            "o": weight("o", (q_width, c.width), into_residual),
-            "mlp_norm": self.param("mlp_norm", _ones, (c.width,)),
-            "gate": weight("gate", (c.width, c.ffn_width)),
-            "up": weight("up", (c.width, c.ffn_width)),
-            "down": weight("down", (c.ffn_width, c.width), into_residual),
-        }
-        y, marks = self.rowwise(after_attention, marks, weights, x, h.reshape(-1, q_width))
+        h = _rms_norm(x, w["attn_norm"], c.norm_eps)
+        q, marks = self.rowwise(self._query, marks, w["q"], h)
+        q = _heads("q", q, w, angles, c)
+        k = _heads("k", self._times(h, w["k"]), w, angles, c)
+        v = _heads("v", self._times(h, w["v"]), w, angles, c)
+        h, kept = self.attend(q, k, v, before) if self.attend else self._attend(q, k, v, starts)
+        h = h.reshape(-1, c.n_heads * c.head_dim)
+        y, marks = self.rowwise(self._after_attention, marks, self._later_weights(), x, h)
         return (x + y, marks), kept
+
+    @nn.nowrap
+    def _query(self, _dot, w, h):
+        return self._times(h, w)
+
+    @nn.nowrap
+    def _attend(self, q, k, v, starts):
+        c, causal = self.config, causal_attention
+        return causal(q, k, v, starts=starts, window=c.window, batch_axes=c.batch_axes), None
+
+    @nn.nowrap
+    def _after_attention(self, dot, w, x, h):
+        """What the block adds to x. `dot` multiplies where the backward pass needs the product."""
+        attended = dot(h, w["o"])
+        h = _rms_norm(x + attended, w["mlp_norm"], self.config.norm_eps)
+        return attended + self._times(nn.silu(dot(h, w["gate"])) * dot(h, w["up"]), w["down"])
+
+    @nn.nowrap
+    def _times(self, x, w):
+        return times_transposed(x, w) if self.transposed else jnp.matmul(x, w)
+
+    @nn.nowrap
+    def _attention_weights(self) -> dict[str, Array]:
+        c = self.config
+        w = {"attn_norm": self.param("attn_norm", _ones, (c.width,))}
+        for name, n_heads in (("q", c.n_heads), ("k", c.n_kv_heads), ("v", c.n_kv_heads)):
+            w[name] = self._weight(name, (c.width, n_heads * c.head_dim))
+            if c.qkv_bias:
+                w[f"{name}_bias"] = self._weight(f"{name}_bias", (n_heads * c.head_dim,), _zeros)
+            if c.qk_norm and name != "v":
+                w[f"{name}_norm"] = self.param(f"{name}_norm", _ones, (c.head_dim,))
+        return w
+
+    @nn.nowrap
+    def _later_weights(self) -> dict[str, Array]:
+        c = self.config
+        into_residual = nn.initializers.normal(_INIT_SCALE / math.sqrt(2 * c.n_layers))
+        return {
+            "o": self._weight("o", (c.n_heads * c.head_dim, c.width), into_residual),
+            "mlp_norm": self.param("mlp_norm", _ones, (c.width,)),
+            "gate": self._weight("gate", (c.width, c.ffn_width)),
+            "up": self._weight("up", (c.width, c.ffn_width)),
+            "down": self._weight("down", (c.ffn_width, c.width), into_residual),
+        }
+
+    @nn.nowrap
+    def _weight(self, name: str, shape: tuple[int, ...], initializer=_normal) -> Array:
+        """A parameter in the compute dtype, laid out as its product takes it."""
+        axis = 0 if name in ("o", "down") else len(shape) - 1
+        if self.transposed:
+            axis, shape = len(shape) - 1 - axis, shape[::-1]
+        w = self.param(name, initializer, shape).astype(self.config.dtype)
+        return gathered(w, self.config.batch_axes, axis=axis)
+
+
+def _heads(name: str, y: Array, w: dict[str, Array], angles: Array, c: LlamaConfig) -> Array:
+    """q, k or v [N, heads * hd] as [B, S, heads, hd]; q and k normed (Qwen3) and rotated."""
+    if c.qkv_bias:
+        y += w[f"{name}_bias"]
+    y = y.reshape(-1, angles.shape[-3], y.shape[-1] // c.head_dim, c.head_dim)
+    if name == "v":
+        return y
+    if c.qk_norm:
+        y = _rms_norm(y, w[f"{name}_norm"], c.norm_eps)
+    return rotary.rotate(y, angles)
+
+
+def _unless(rotates: Array | None, angles: Array) -> Array:
+    """The angles; where `rotates` is False, those of position 0."""
+    if rotates is None:
+        return angles
+    return jnp.where(rotates, angles, jnp.zeros_like(angles).at[0].set(1.0))
 
 
 def _embedded(embed: Array, tokens: Array | np.ndarray, c: LlamaConfig) -> Array:

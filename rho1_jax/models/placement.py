@@ -1,8 +1,8 @@
 """Where the model's arrays lie on a mesh, said wherever the compiler would not find it by itself.
 
 `batch_axes` are the mesh axes that tokens are split over, None without a mesh: whole rows over the
-first, and each row along its length over the last, where that is SEQUENCE. Over all other axes
-heads, feed-forward and vocabulary are.
+first, and each row along its length (context parallelism) over the last, where that is SEQUENCE.
+Over all other axes heads, feed-forward and vocabulary are.
 """
 
 import math

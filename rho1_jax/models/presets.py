@@ -4,10 +4,10 @@ import dataclasses
 from dataclasses import replace
 
 from rho1_jax.errors import require_known
-from rho1_jax.models.llama import LlamaConfig
+from rho1_jax.models.architecture import Architecture
 from rho1_jax.models.rotary import RopeScaling
 
-_LLAMA3 = LlamaConfig(
+_LLAMA3 = Architecture(
     vocab_size=128_256,
     width=4096,
     n_layers=32,
@@ -20,7 +20,7 @@ _LLAMA3 = LlamaConfig(
     rope_scaling=RopeScaling("llama3", 8.0, 8192),
     tied_head=False,
 )
-_QWEN3 = LlamaConfig(
+_QWEN3 = Architecture(
     vocab_size=151_936,
     width=1024,
     n_layers=28,
@@ -33,7 +33,7 @@ _QWEN3 = LlamaConfig(
     norm_eps=1e-6,
     qk_norm=True,
 )
-_SMOLLM2 = LlamaConfig(
+_SMOLLM2 = Architecture(
     vocab_size=49_152,
     width=576,
     n_layers=30,
@@ -47,7 +47,7 @@ _SMOLLM2 = LlamaConfig(
 
 PRESETS = {
     # Train in half a minute on one CPU core (experiments/ at scale tiny).
-    "nano": LlamaConfig(
+    "nano": Architecture(
         vocab_size=4096,
         width=64,
         n_layers=2,
@@ -56,7 +56,7 @@ PRESETS = {
         head_dim=32,
         ffn_width=192,
     ),
-    "micro": LlamaConfig(
+    "micro": Architecture(
         vocab_size=4096,
         width=96,
         n_layers=3,
@@ -66,7 +66,7 @@ PRESETS = {
         ffn_width=288,
     ),
     # Trains in minutes on two CPU cores.
-    "tiny": LlamaConfig(
+    "tiny": Architecture(
         vocab_size=4096,
         width=128,
         n_layers=4,
@@ -85,7 +85,7 @@ PRESETS = {
         rope_theta=130_000.0,
     ),
     # TinyLlama (arXiv 2401.02385): the paper's 1B model starts from it.
-    "tinyllama-1.1b": LlamaConfig(
+    "tinyllama-1.1b": Architecture(
         vocab_size=32_000,
         width=2048,
         n_layers=22,
@@ -96,7 +96,7 @@ PRESETS = {
         tied_head=False,
     ),
     # Mistral 7B (arXiv 2310.06825): the paper's 7B model starts from it.
-    "mistral-7b": LlamaConfig(
+    "mistral-7b": Architecture(
         vocab_size=32_000,
         width=4096,
         n_layers=32,
@@ -109,7 +109,7 @@ PRESETS = {
         window=4096,
     ),
     # Mistral Large 2's shape.
-    "mistral-large-123b": LlamaConfig(
+    "mistral-large-123b": Architecture(
         vocab_size=32_768,
         width=12_288,
         n_layers=88,
@@ -133,10 +133,10 @@ PRESETS = {
 }  # fmt: skip
 
 
-def get(name: str, **overrides) -> LlamaConfig:
+def get(name: str, **overrides) -> Architecture:
     """The preset with some fields replaced; InputError for an unknown preset or field."""
     require_known("model.preset", name, PRESETS)
-    fields = [field.name for field in dataclasses.fields(LlamaConfig)]
+    fields = [field.name for field in dataclasses.fields(Architecture)]
     for field in overrides:
         require_known("model field", field, fields)
     return replace(PRESETS[name], **overrides)

@@ -1,7 +1,7 @@
-"""Rotary positions (RoFormer, arXiv 2104.09864, section 3.2), and four ways to stretch them.
+"""Rotary position embeddings (RoPE; arXiv 2104.09864, section 3.2) and four kinds of RoPE scaling.
 
-A stretched model reads more tokens than it was pretrained on, because its angles grow slower. The
-formulas are those of Hugging Face transformers, whose checkpoints they have to reproduce.
+Scaling extends the context beyond that of pretraining: the angles grow more slowly. The formulas
+are those of Hugging Face transformers, whose checkpoints they have to reproduce.
 """
 
 import dataclasses
@@ -18,16 +18,16 @@ KINDS = ("linear", "dynamic", "llama3", "yarn")
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How angles are slowed down.
+    """RoPE scaling: how the angles are slowed down.
 
     kind: "linear", all by `factor`; "dynamic", the base grows with the length once that exceeds
-      `original_length` (NTK-aware); "llama3" and "yarn" (arXiv 2309.00071), slow planes by
-      `factor`, fast ones not, a ramp between.
+      `original_length` (NTK-aware); "llama3" and "yarn" (arXiv 2309.00071), frequency pairs of
+      long wavelength by `factor`, those of short wavelength not, a ramp between.
     original_length: the longest sequence of pretraining, in tokens.
-    low, high: where the ramp starts and ends, in turns that a plane makes within original_length:
+    low, high: where the ramp starts and ends, in rotations of a pair within original_length:
       llama3's low and high frequency factors, yarn's beta_slow and beta_fast.
     attention_factor: cosine and sine are multiplied by it (yarn).
-    truncate: yarn's ramp starts and ends at whole planes.
+    truncate: yarn's ramp starts and ends at whole pairs.
     """
 
     kind: str
@@ -48,29 +48,35 @@ class RopeScaling:
 
 
 def table(
-    positions: Integer[Array, "... S"], head_dim: int, theta: float, scaling: RopeScaling | None
+    positions: Integer[Array, "... S"],
+    head_dim: int,
+    theta: float,
+    scaling: RopeScaling | None,
+    lengths: Integer[Array, "... S"] | None = None,
 ) -> Float[Array, "2 ... S 1 half"]:
-    """Cosine and sine of the angle by which position s turns plane i: s * theta^(-2i/hd).
+    """Cosine and sine of the angle by which position s rotates pair i: s * theta^(-2i/hd).
 
-    The length that dynamic scaling goes by is the largest position of a row, plus one.
+    lengths: of the text that each position is in, which dynamic scaling goes by; unless given, the
+    largest position of a row, plus one.
     """
-    turns = jnp.asarray(frequencies(head_dim, theta, scaling), jnp.float32)
+    radians = jnp.asarray(frequencies(head_dim, theta, scaling), jnp.float32)
     if scaling is not None and scaling.kind == "dynamic":
-        ratio = (positions.max(-1, keepdims=True) + 1) / scaling.original_length
+        lengths = positions.max(-1, keepdims=True) + 1 if lengths is None else lengths
+        ratio = lengths / scaling.original_length
         growth = jnp.maximum(scaling.factor * ratio - (scaling.factor - 1), 1.0)
-        turns *= growth ** (-np.arange(0, head_dim, 2) / (head_dim - 2))
-        turns = turns[..., None, None, :]
-    angles = positions.astype(jnp.float32)[..., None, None] * turns
+        powers = -np.arange(0, head_dim, 2) / (head_dim - 2)
+        radians *= growth[..., None, None] ** powers
+    angles = positions.astype(jnp.float32)[..., None, None] * radians
     waves = jnp.stack([jnp.cos(angles), jnp.sin(angles)])
     return waves if scaling is None else scaling.attention_factor * waves
 
 
 def rotate(x: Float[Array, "B S H hd"], rotary: Float[Array, "2 ... S 1 half"]) -> Array:
-    """Turn plane i = (x[i], x[i + hd/2]) by its angle: the half-split layout of Hugging Face."""
+    """Rotate pair i = (x[i], x[i + hd/2]) by its angle: the half-split layout of Hugging Face."""
     cos, sin = rotary
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = [first * cos - second * sin, second * cos + first * sin]
-    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+    rotated = [first * cos - second * sin, second * cos + first * sin]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
@@ -79,18 +85,18 @@ def yarn_attention_factor(factor: float, mscale: float = 1.0) -> float:
 
 
 def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.ndarray:
-    """Radians per token of each plane, float64 [hd/2]; dynamic scaling comes on top."""
+    """Radians per token of each frequency pair, float64 [hd/2]; dynamic scaling comes on top."""
     unscaled = theta ** (-np.arange(0, head_dim, 2) / head_dim)
     if scaling is None or scaling.kind == "dynamic":
         return unscaled
     if scaling.kind == "linear":
         return unscaled / scaling.factor
     if scaling.kind == "llama3":
-        turns = scaling.original_length * unscaled / (2 * np.pi)
-        kept = np.clip((turns - scaling.low) / (scaling.high - scaling.low), 0, 1)
+        rotations = scaling.original_length * unscaled / (2 * np.pi)
+        kept = np.clip((rotations - scaling.low) / (scaling.high - scaling.low), 0, 1)
     else:
-        # YaRN's ramp is linear in the plane's number, llama3's in its turns.
-        first, last = (_plane_of(n, head_dim, theta, scaling) for n in (scaling.high, scaling.low))
+        # YaRN's ramp is linear in the pair's number, llama3's in its rotations.
+        first, last = (_pair_of(n, head_dim, theta, scaling) for n in (scaling.high, scaling.low))
         if scaling.truncate:
             first, last = math.floor(first), math.ceil(last)
         first, last = max(first, 0), min(last, head_dim - 1)
@@ -99,7 +105,7 @@ def frequencies(head_dim: int, theta: float, scaling: RopeScaling | None) -> np.
     return unscaled * (kept + (1 - kept) / scaling.factor)
 
 
-def _plane_of(turns: float, head_dim: int, theta: float, scaling: RopeScaling) -> float:
-    """The (fractional) plane that makes so many turns within original_length."""
+def _pair_of(rotations: float, head_dim: int, theta: float, scaling: RopeScaling) -> float:
+    """The (fractional) pair that makes so many rotations within original_length."""
     length = scaling.original_length
-    return head_dim * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(theta))
+    return head_dim * math.log(length / (rotations * 2 * math.pi)) / (2 * math.log(theta))

@@ -1,6 +1,7 @@
 """The seam between a block and its backward pass: how what acts on single rows is called."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,7 +14,10 @@ class EveryRow:
     """Calls functions of rows plainly: the exact backward pass. `marks` pass through untouched.
 
     Another object with these methods may go back through fewer rows (slm/backward.py).
+    dot: the product that functions of rows are given.
     """
+
+    dot: Callable[[Array, Array], Array] = jnp.matmul
 
     def start(self, batch: int, seq_len: int) -> Any:  # noqa: ARG002
         """The marks that accompany the residual stream."""
@@ -25,7 +29,7 @@ class EveryRow:
 
     def __call__(self, f, marks, weights, *xs):
         """f(dot, weights, *xs), f acting on each row of the xs [N, ...] by itself."""
-        return f(jnp.matmul, weights, *xs), marks
+        return f(self.dot, weights, *xs), marks
 
     def finish(self, hidden, marks):  # noqa: ARG002
         """Called at the top of the model."""

@@ -4,33 +4,50 @@ The compiler cannot split a kernel over devices: each device runs one on its own
 Where rows are cut, it runs one on its own queries, against the keys and values of whole rows.
 """
 
+import functools
+import logging
 import math
+from typing import Any
 
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32
 
 from rho1_jax.models import placement
 from rho1_jax.models.placement import Axes
 
+_log = logging.getLogger("rho1_jax")
 _BLOCKS = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides a device's
 
 
 def fits(q: Array, k: Array, batch_axes: Axes) -> bool:
     """Whether this is traced for a TPU, in whole tiles, and devices get whole rows and heads.
 
-    The devices are those of the mesh in use, also where they are only described (training/aot.py).
+    The devices are those of the mesh in use, also where they are only described (planning/aot.py).
     """
     mesh = jax.sharding.get_abstract_mesh()
     device = mesh.abstract_device
     if (device.platform if device else jax.default_backend()) != "tpu":
         return False
     rows, sequence, heads = (math.prod(mesh.shape[a] for a in axes) for axes in _split(batch_axes))
-    whole = q.shape[0] % rows == 0 and k.shape[2] % heads == 0
-    return whole and q.shape[1] % (sequence * _BLOCKS[-1]) == 0
+    tile = sequence * _BLOCKS[-1]
+    if q.shape[1] % tile:
+        _not_used(f"the sequence length is no multiple of {tile}")
+    elif q.shape[0] % rows:
+        _not_used(f"rows do not divide over {rows} devices")
+    elif k.shape[2] % heads:
+        _not_used(f"key-value heads do not divide over {heads} devices")
+    else:
+        return True
+    return False
+
+
+@functools.cache  # once for each reason
+def _not_used(why: str) -> None:
+    _log.warning("attention on this TPU is einsum, not the faster splash kernel: %s", why)
 
 
 def attention(
@@ -38,6 +55,7 @@ def attention(
     k: Float[Array, "B S K hd"],
     v: Float[Array, "B S K hd"],
     *,
+    starts: Int32[Array, "B S"] | None = None,
     window: int | None,
     batch_axes: Axes,
     interpret: bool = False,
@@ -52,21 +70,26 @@ def attention(
     parts = placement.parts(batch_axes)
     kernel = _kernel(q.shape[1], n_heads, parts=parts, window=window, interpret=interpret)
 
-    def on_device(kernel, q, k, v):
+    # Where two positions' documents begin says whether they are the same, as well as a number does.
+    of_documents = () if starts is None else (kernels.SegmentIds(starts, starts),)
+
+    def on_device(kernel, q, k, v, *of_documents):
         if parts > 1:
             k, v = (jax.lax.all_gather(x, sequence, axis=1, tiled=True) for x in (k, v))
         q, k, v = (x.swapaxes(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))  # head-major
-        return jax.vmap(kernel)(q, k, v).swapaxes(1, 2)
+        return jax.vmap(kernel)(q, k, v, *of_documents).swapaxes(1, 2)
 
     if mesh.empty:
-        return on_device(kernel, q, k, v)
+        return on_device(kernel, q, k, v, *of_documents)
     spec = P(rows, sequence, heads)
+    of_ids: Any = (P(rows, sequence), P(rows))
+    more = [kernels.SegmentIds(*of_ids)] * len(of_documents)
     # Each device gets the part of the mask that is its queries'.
     of_queries = kernel.manual_sharding_spec(NamedSharding(mesh, P(None, sequence)))
     mapped = jax.shard_map(
-        on_device, in_specs=(of_queries, spec, spec, spec), out_specs=spec, check_vma=False
+        on_device, in_specs=(of_queries, spec, spec, spec, *more), out_specs=spec, check_vma=False
     )
-    return mapped(kernel, q, k, v)
+    return mapped(kernel, q, k, v, *of_documents)
 
 
 def _split(batch_axes: Axes) -> tuple[tuple[str, ...], ...]:

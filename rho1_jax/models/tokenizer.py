@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import sentencepiece
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 
+from rho1_jax import files
 from rho1_jax.errors import InputError
-from rho1_jax.models import gguf_file
+from rho1_jax.models import words
+from rho1_jax.models.formats import gguf_file
 
 SEPARATOR = "<|endoftext|>"
 _END_NAMES = (SEPARATOR, "<|end_of_text|>", "</s>", "<eos>")
@@ -111,7 +113,7 @@ class Tokenizer:
 
     @functools.cached_property
     def end_ids(self) -> list[int]:
-        """The separator, and where a chat model ends its turn: what a text is over with."""
+        """The stop tokens: the separator, and what ends a chat model's turn."""
         turns = [self.vocabulary.index(name) for name in _TURN_ENDS if name in self.vocabulary]
         return list(dict.fromkeys([self.separator_id, *turns]))
 
@@ -155,12 +157,14 @@ class Tokenizer:
             pieces[-1] = self.decode(done + pending)[len(self.decode(done)) :]
         return pieces
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json or tokenizer.model into `folder`, where `load` finds it."""
-        path = Path(folder) / self._backend.filename
-        draft = path.with_name(f".{path.name}")  # whole or not there, also for who is killed here
-        draft.write_bytes(self._backend.serialized())
-        draft.replace(path)
+    def save(self, folder: str | Path, *, sealed: bool = True) -> None:
+        """Write tokenizer.json or tokenizer.model into `folder`, where `load` finds it; `sealed`:
+        with its checksum beside it."""
+        path, raw = Path(folder) / self._backend.filename, self._backend.serialized()
+        files.unseal(path)
+        files.write(path, raw)
+        if sealed:
+            files.seal(path)
 
 
 def load(source: str | Path) -> Tokenizer:
@@ -184,6 +188,11 @@ def load(source: str | Path) -> Tokenizer:
         )
     if not path.is_file():
         raise InputError(f"There is no tokenizer file {path}.")
+    files.require_sealed(
+        path,
+        "delete it and run the stage that wrote it again, or delete the checksum if you changed "
+        "the file",
+    )
     return _tokenizer(readers[path.suffix](path), str(source))
 
 
@@ -191,7 +200,9 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE of at most `vocab_size` tokens: the same texts always give the same tokens.
 
     The rules are SmolLM2's: digits stand alone, then GPT-2's split into words. The vocabulary
-    holds all 256 bytes and "<|endoftext|>", so any text can be encoded. Raises InputError for a
+    holds all 256 bytes and "<|endoftext|>", so any text can be encoded. Words of more than
+    words.LONGEST characters (base64, DNA, minified code) are left out: the time of training would
+    grow with the square of their length, and they teach nothing. Raises InputError for a
     `vocab_size` below those 257.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -200,7 +211,10 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
             f"vocab_size={vocab_size} is too small: {len(alphabet)} bytes and {SEPARATOR} "
             f"take {len(alphabet) + 1} tokens."
         )
-    inner = _byte_level(models.BPE(), _digits_apart())
+    split = words.digits_apart()
+    inner = words.byte_level(
+        models.BPE(), pre_tokenizers.Sequence([words.endless_removed(), split])
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=[SEPARATOR],
@@ -208,6 +222,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
+    inner.pre_tokenizer = split
     return _tokenizer(_HuggingFace(inner), "trained here")
 
 
@@ -272,10 +287,10 @@ _CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6
 
 def _bpe_from_gguf(path: Path, get: Callable[..., Any]) -> tokenizers.Tokenizer:
     name = get("tokenizer.ggml.pre")
-    if name not in _PRE_TOKENIZERS:
+    if name not in words.BY_NAME:
         raise InputError(
             f"{path} splits words by the rule {name!r} (tokenizer.ggml.pre); known are "
-            f"{', '.join(_PRE_TOKENIZERS)}: give the model's tokenizer.json instead."
+            f"{', '.join(words.BY_NAME)}: give the model's tokenizer.json instead."
         )
     tokens, kinds = get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type")
     merges = [tuple(merge.split(" ")) for merge in get("tokenizer.ggml.merges")]
@@ -284,47 +299,13 @@ def _bpe_from_gguf(path: Path, get: Callable[..., Any]) -> tokenizers.Tokenizer:
         bpe = models.BPE(vocabulary, merges, ignore_merges=name == "llama-bpe")
     except Exception as error:  # the library raises nothing narrower
         raise InputError(f"{path} has a damaged vocabulary: {error}.") from error
-    inner = _byte_level(bpe, _PRE_TOKENIZERS[name]())
+    inner = words.byte_level(bpe, words.BY_NAME[name]())
     for kind, special in ((_CONTROL, True), (_USER_DEFINED, False)):
         added = [token for token, k in zip(tokens, kinds, strict=True) if k == kind]
         inner.add_tokens(
             [tokenizers.AddedToken(t, special=special, normalized=False) for t in added]
         )
     return inner
-
-
-def _byte_level(bpe: models.BPE, split: pre_tokenizers.PreTokenizer) -> tokenizers.Tokenizer:
-    inner = tokenizers.Tokenizer(bpe)
-    inner.pre_tokenizer = split
-    inner.decoder = decoders.ByteLevel()
-    return inner
-
-
-def _words() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-
-
-def _digits_apart() -> pre_tokenizers.PreTokenizer:
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _words()])
-
-
-def _llama3() -> pre_tokenizers.PreTokenizer:
-    """Words with the sign before them, digits in threes, line ends kept with what they follow."""
-    alternatives = (
-        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-        r"[^\r\n\p{L}\p{N}]?\p{L}+",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-        r"\s+(?!\S)",
-        r"\s+",
-    )
-    split = pre_tokenizers.Split(tokenizers.Regex("|".join(alternatives)), "isolated")
-    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([split, to_bytes])
-
-
-_PRE_TOKENIZERS = {"gpt-2": _words, "smollm": _digits_apart, "llama-bpe": _llama3}
 
 
 def _sentencepiece_from_gguf(path: Path, get: Callable[..., Any]) -> _Backend:

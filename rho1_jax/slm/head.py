@@ -34,24 +34,24 @@ from rho1_jax.slm.rows import Capacity
 
 def token_losses(
     hidden: Float[Array, "B S D"],
-    head: Float[Array, "V D"],
+    lm_head: Float[Array, "V D"],
     targets: Int[Array, "B S"],
     *,
     chunk_tokens: int,
 ) -> tuple[Float[Array, "B S"], Float[Array, "N V"] | None]:
     """Loss of each target, and all logits where they fit into `chunk_tokens`. No gradient."""
-    hidden, head = jax.lax.stop_gradient((hidden, head))
+    hidden, lm_head = jax.lax.stop_gradient((hidden, lm_head))
     if targets.size > chunk_tokens:
-        loss, _ = losses.token_losses(hidden, head, targets, chunk_tokens=chunk_tokens)
+        loss, _ = losses.token_losses(hidden, lm_head, targets, chunk_tokens=chunk_tokens)
         return loss, None
-    logits = losses.logits_of(hidden.reshape(-1, hidden.shape[-1]), head)
+    logits = losses.logits_of(hidden.reshape(-1, hidden.shape[-1]), lm_head)
     return losses.loss_of(logits, targets.reshape(-1)).reshape(targets.shape), logits
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def selected_sum(
     hidden: Float[Array, "B S D"],
-    head: Float[Array, "V D"],
+    lm_head: Float[Array, "V D"],
     targets: Int[Array, "B S"],
     weight: Float[Array, "B S"],
     loss: Float[Array, "B S"],
@@ -59,24 +59,24 @@ def selected_sum(
     capacity: Capacity,
     chunk_tokens: int,
 ) -> Float[Array, ""]:
-    """Sum of weight * loss where the weight is not 0, differentiable in `hidden` and `head`.
+    """Sum of weight * loss where the weight is not 0, differentiable in `hidden` and `lm_head`.
 
-    loss, logits: what `token_losses` made of the same hidden states, head and targets.
+    loss, logits: what `token_losses` made of the same hidden states, lm_head and targets.
     capacity: how many rows may have a weight; should more have one, all rows are gone through.
     """
     return losses.masked_sum(weight * loss, weight > 0)
 
 
-def _forward(hidden, head, targets, weight, loss, logits, capacity, chunk_tokens):
+def _forward(hidden, lm_head, targets, weight, loss, logits, capacity, chunk_tokens):
     # The gradients are made here, where the logits are, and only scaled on the way back.
     tokens = (hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1), loss.reshape(-1), logits)
 
     def everywhere(_):
-        return _gradients(tokens, head, weight.reshape(-1), chunk_tokens)
+        return _gradients(tokens, lm_head, weight.reshape(-1), chunk_tokens)
 
     def on_rows(rows):
         kept, w = jax.tree.map(lambda x: rows_lib.take(x, rows), (tokens, weight.reshape(-1)))
-        d_hidden, d_head = _gradients(kept, head, w * rows.weight, chunk_tokens)
+        d_hidden, d_head = _gradients(kept, lm_head, w * rows.weight, chunk_tokens)
         return rows_lib.put(d_hidden, rows), d_head
 
     if capacity.groups * capacity.rows == weight.size:
@@ -98,34 +98,34 @@ def _backward(_capacity, _chunk_tokens, gradients, d_sum):
 selected_sum.defvjp(_forward, _backward)
 
 
-def _gradients(tokens, head, weight, chunk_tokens):
+def _gradients(tokens, lm_head, weight, chunk_tokens):
     """Gradients of sum(weight * loss) to hidden [M, D] and to the head [V, D]."""
     hidden, targets, loss, logits = tokens
     matmul = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
-    def of_words(logits, words, local_targets, log_z):
+    def of_vocab(logits, lm_head, local_targets, log_z):
         p = jnp.exp(logits - log_z[:, None])
-        hit = local_targets[:, None] == jnp.arange(words.shape[0])
+        hit = local_targets[:, None] == jnp.arange(lm_head.shape[0])
         d_logits = ((p - hit) * weight[:, None]).astype(hidden.dtype)
-        d_hidden = matmul("mv,vd->md", d_logits, words)
-        return d_hidden, matmul("mv,md->vd", d_logits, hidden).astype(head.dtype)
+        d_hidden = matmul("mv,vd->md", d_logits, lm_head)
+        return d_hidden, matmul("mv,md->vd", d_logits, hidden).astype(lm_head.dtype)
 
     if logits is not None:
         at_target = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        d_hidden, d_head = of_words(logits, head, targets, loss + at_target)
+        d_hidden, d_head = of_vocab(logits, lm_head, targets, loss + at_target)
         return d_hidden.astype(hidden.dtype), d_head
 
-    vocab, width = head.shape
+    vocab, width = lm_head.shape
     n = -(-hidden.shape[0] // chunk_tokens)
-    padded = jnp.pad(head, ((0, -vocab % n), (0, 0))).reshape(-1, n, width)  # zeros: no gradient
-    log_z = loss + matmul("md,md->m", hidden, head[targets])
+    padded = jnp.pad(lm_head, ((0, -vocab % n), (0, 0))).reshape(-1, n, width)  # zeros: no gradient
+    log_z = loss + matmul("md,md->m", hidden, lm_head[targets])
 
     def chunk(d_hidden, j):
-        words = padded[:, j]
+        part = padded[:, j]
         local = jnp.where(targets % n == j, targets // n, -1)
-        more, d_words = of_words(losses.logits_of(hidden, words), words, local, log_z)
-        return d_hidden + more, d_words
+        more, d_part = of_vocab(losses.logits_of(hidden, part), part, local, log_z)
+        return d_hidden + more, d_part
 
-    d_hidden, d_words = jax.lax.scan(chunk, jnp.zeros(hidden.shape, jnp.float32), jnp.arange(n))
-    d_head = d_words.swapaxes(0, 1).reshape(-1, width)[:vocab]
+    d_hidden, d_parts = jax.lax.scan(chunk, jnp.zeros(hidden.shape, jnp.float32), jnp.arange(n))
+    d_head = d_parts.swapaxes(0, 1).reshape(-1, width)[:vocab]
     return d_hidden.astype(hidden.dtype), d_head

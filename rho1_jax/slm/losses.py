@@ -39,24 +39,78 @@ def token_losses(
     logits are recomputed in the backward pass. A chunk takes every n-th token of each row, so that
     it lies evenly on all devices, also where they share rows.
     """
-    b, s, d = hidden.shape
+
+    def dense(hidden, targets):
+        return _dense(hidden, head, targets, entropy)
+
+    return _in_chunks(dense, chunk_tokens, hidden, targets)
+
+
+def top_log_probs(
+    hidden: Float[Array, "B S D"], head: Float[Array, "V D"], n: int, *, chunk_tokens: int
+) -> tuple[Float[Array, "B S n"], Int[Array, "B S n"]]:
+    """Log-probabilities of the n likeliest tokens at each place, the first the likeliest, and which
+    they are; as many logits at once as in `token_losses`."""
+
+    def dense(hidden):
+        logits = logits_of(hidden.reshape(-1, hidden.shape[-1]), head)
+        best, ids = jax.lax.top_k(logits, n)
+        best -= jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        return best.reshape(*hidden.shape[:2], n), ids.reshape(*hidden.shape[:2], n)
+
+    return _in_chunks(dense, chunk_tokens, hidden)
+
+
+def top_divergence(
+    hidden: Float[Array, "B S D"],
+    head: Float[Array, "V D"],
+    log_probs: Float[Array, "B S n"],
+    ids: Int[Array, "B S n"],
+    *,
+    chunk_tokens: int,
+) -> Float[Array, "B S"]:
+    """KL(p || q) in nats at each place, q the prediction of `hidden` and p that of which the n
+    likeliest tokens are known; all others count as one outcome on both sides. [B, S].
+
+    So it is 0 where q agrees with all that is known of p, unlike a sum over the n alone, which
+    favours a q that is too sure of them. A product with the head of its own: forward and, in
+    chunks, again and backward, for all tokens.
+    """
+
+    def dense(hidden, log_p, ids):
+        shape, n = hidden.shape[:2], ids.shape[-1]
+        log_p, ids = log_p.reshape(-1, n), ids.reshape(-1, n)
+        logits = logits_of(hidden.reshape(-1, hidden.shape[-1]), head)
+        log_z = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        log_q = jnp.take_along_axis(logits, ids, axis=-1) - log_z
+        others = logits.at[jnp.arange(len(ids))[:, None], ids].set(-1e30)
+        log_q_rest = (jax.nn.logsumexp(others, axis=-1, keepdims=True) - log_z)[:, 0]
+        p = jnp.exp(log_p)
+        p_rest = jnp.maximum(1.0 - p.sum(axis=-1), 0.0)
+        kl = jnp.sum(p * (log_p - log_q), axis=-1)
+        kl += jax.scipy.special.xlogy(p_rest, p_rest) - p_rest * log_q_rest
+        return kl.reshape(shape)
+
+    return _in_chunks(dense, chunk_tokens, hidden, log_probs, ids)
+
+
+def _in_chunks(dense, chunk_tokens: int, hidden: Array, *more: Array):
+    """dense(hidden [B, S, D], *more [B, S, ...]), a tree of [B, S, ...], some tokens at a time."""
+    b, s, _ = hidden.shape
     n_chunks = -(-s // max(1, chunk_tokens // b))
     if n_chunks == 1:
-        return _dense(hidden, head, targets, entropy)
+        return dense(hidden, *more)
 
     width = -(-s // n_chunks)
-    pad = n_chunks * width - s
-    hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0))).reshape(b, width, n_chunks, d)
-    targets = jnp.pad(targets, ((0, 0), (0, pad))).reshape(b, width, n_chunks)
 
-    @jax.checkpoint
-    def chunk(hidden, targets):
-        return _dense(hidden, head, targets, entropy)
+    def cut(x):
+        x = jnp.pad(x, ((0, 0), (0, n_chunks * width - s), *[(0, 0)] * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(b, width, n_chunks, *x.shape[2:]), 2, 0)
 
+    chunk = jax.checkpoint(dense)
     # The head is closed over: as a carry of the scan it would be saved once per chunk.
-    xs = jnp.moveaxis(hidden, 2, 0), jnp.moveaxis(targets, 2, 0)
-    _, out = jax.lax.scan(lambda _, x: (None, chunk(*x)), None, xs)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(b, -1)[:, :s], out)
+    _, out = jax.lax.scan(lambda _, x: (None, chunk(*x)), None, tuple(map(cut, (hidden, *more))))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 2).reshape(b, -1, *x.shape[3:])[:, :s], out)
 
 
 def masked_sum(x: Float[Array, "B S"], mask: Bool[Array, "B S"]) -> Float[Array, ""]:

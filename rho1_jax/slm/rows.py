@@ -60,13 +60,17 @@ def capacity(selection: Selection, batch: int, seq_len: int, *, accumulated: boo
         return Capacity(groups, n, True)
     sure = even(selection, accumulated=accumulated)
     share = share if sure else _SLACK * share
-    kept = n_rows * math.ceil(share * length)
+    of_row = math.ceil(share * length)
+    kept = n_rows * of_row
+    for domain in selection.domains:  # of one that keeps more, a row more than its share
+        own = min(math.ceil(domain.ratio * length), length)
+        kept += min(n_rows, math.ceil(domain.share * n_rows) + 1) * max(0, own - of_row)
     return Capacity(groups, min(n, -(-kept // 8) * 8), sure)
 
 
 def even(selection: Selection, *, accumulated: bool) -> bool:
     """Whether every group keeps the same share: each competes for itself, or there is but one."""
-    if selection.row_parts > 1:
+    if selection.row_parts > 1 or selection.own_ratios:
         return False
     if selection.scope == "batch":
         return selection.n_shards == 1 and not accumulated

@@ -6,6 +6,7 @@ it wrote. When one host fails, all end: none is left waiting for a word that nev
 """
 
 import contextlib
+import logging
 import os
 import sys
 import tempfile
@@ -75,7 +76,8 @@ def first() -> bool:
 
 @contextlib.contextmanager
 def only_first_speaks() -> Iterator[None]:
-    """Inside, what the other hosts print goes nowhere; errors leave with the exception."""
+    """Inside, what the other hosts print goes nowhere, but for warnings of the log; errors leave
+    with the exception."""
     if first():
         yield
         return
@@ -85,6 +87,38 @@ def only_first_speaks() -> Iterator[None]:
         contextlib.redirect_stderr(nowhere),
     ):
         yield
+
+
+@contextlib.contextmanager
+def logging_to_stdout() -> Iterator[None]:
+    """Inside, what the package logs is printed: everything of the first host, and of the others
+    their warnings, with their number. A program that has set up the logger itself keeps its way."""
+    log = logging.getLogger("rho1_jax")
+    if log.handlers:
+        yield
+        return
+    handler = _Printing()
+    level, propagate = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if first() else logging.WARNING)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
+
+
+class _Printing(logging.Handler):
+    """Lines on stdout, whatever that is at the time; of other hosts past `only_first_speaks`."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if first():
+            print(line, flush=True)
+        else:
+            print(f"host {jax.process_index()}: {line}", file=sys.__stdout__, flush=True)
 
 
 @contextlib.contextmanager
@@ -135,8 +169,14 @@ def _max(x: jax.Array) -> jax.Array:
 
 
 def gathered(tree: Any) -> Any:
-    """The arrays as a whole in this host's memory, one after the other."""
-    return jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), tree)
+    """The arrays as a whole in the first host's memory; None in their place on the others, which
+    hold one at a time."""
+
+    def whole(x: jax.Array) -> Any:
+        found = multihost_utils.process_allgather(x, tiled=True)
+        return found if first() else None
+
+    return jax.tree.map(whole, tree)
 
 
 @contextlib.contextmanager

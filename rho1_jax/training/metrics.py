@@ -2,28 +2,40 @@
 
 import csv
 import functools
+import io
+import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-import tensorboardX
+
+from rho1_jax import files
+from rho1_jax.errors import InputError
 
 STEP_COLUMNS = (
     "step", "tokens", "seconds", "loss", "loss_selected", "loss_unselected", "ref_loss",
     "ref_loss_selected", "ref_loss_unselected", "selected_share", "precision", "useful_share",
-    "grad_norm", "learning_rate", "tokens_per_second", "mfu", "input_wait",
+    "grad_norm", "learning_rate", "tokens_per_second", "matmul_utilization", "input_wait", "bad",
+    "empty",
 )  # fmt: skip
 HELDOUT_COLUMNS = ("step", "tokens", "domain", "loss", "bits_per_byte")
 
+_log = logging.getLogger("rho1_jax")
+
 
 class MetricsLog:
-    """Writes metrics.csv, heldout.csv and tensorboard/ in a folder, and prints progress.
+    """Writes metrics.csv, heldout.csv and tensorboard/ in a folder, and logs progress.
 
     Reopened at `first_step`, it drops what an interrupted run wrote after that step.
+
+    matmul_utilization: the least FLOPs of the step over those of plain matrix products in the same
+    time on the same devices (`measured_peak`). Against the vendor's peak, as MFU is usually given,
+    it is lower by the share of it that such products reach.
+    later_flops: of the stages that follow, to say when all are done.
+    domains: those whose share of selected tokens has a column of its own.
     """
 
     def __init__(
@@ -33,17 +45,21 @@ class MetricsLog:
         name: str,
         first_step: int,
         steps: int,
-        learning_rate: optax.Schedule,
         flops_per_token: float,
         peak_flops: float,
         every: int,
+        later_flops: float = 0.0,
+        domains: Iterable[str] = (),
     ):
         folder.mkdir(parents=True, exist_ok=True)
         self._name, self._first, self._steps, self._every = name, first_step, steps, every
-        self._learning_rate = learning_rate
-        self._mfu_of_rate = flops_per_token / peak_flops
-        self._metrics = _CsvFile(folder / "metrics.csv", STEP_COLUMNS, first_step)
+        self._flops_per_token, self._later_flops = flops_per_token, later_flops
+        self._peak_flops = peak_flops
+        columns = (*STEP_COLUMNS, *(f"selected_share/{domain}" for domain in domains))
+        self._metrics = _CsvFile(folder / "metrics.csv", columns, first_step)
         self._heldout = _CsvFile(folder / "heldout.csv", HELDOUT_COLUMNS, first_step)
+        import tensorboardX  # brings torch, where that is installed: seconds
+
         self._board = tensorboardX.SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._tokens, self._seconds = self._metrics.last("tokens"), self._metrics.last("seconds")
         self._clock = time.perf_counter()
@@ -64,35 +80,39 @@ class MetricsLog:
                 return
             yield batch
 
-    def step(self, step: int, sums: Mapping[str, Any], *, always: bool = False) -> None:
-        """Take note of a step from its sums and counts (slm/step.py); blocks until they are there.
+    def step(self, step: int, sums: Mapping[str, Any], *, always: bool = False) -> dict[str, float]:
+        """Take note of a step from its sums and counts (slm/step.py), and return them; blocks until
+        they are there, and reads them in one transfer.
 
         Every `every`-th step is recorded, the last one, and with `always` this one: a step that is
         saved must be, or a resumed run would lose count of the tokens.
         """
-        values = {name: float(x) for name, x in sums.items()}
+        values = {name: float(x) for name, x in jax.device_get(dict(sums)).items()}
         now = time.perf_counter()
         took, self._clock = now - self._clock, now
         self._tokens += values["tokens"]
         self._seconds += took
+        if step % self._every and step != self._steps and not always:
+            return values
         rate = values["tokens"] / took
         row = {
             "step": step,
             "tokens": int(self._tokens),
             "seconds": self._seconds,
             **averages(values),
-            "learning_rate": float(self._learning_rate(step - 1)),
+            "learning_rate": values["learning_rate"],
             "tokens_per_second": rate,
-            "mfu": rate * self._mfu_of_rate,
+            "matmul_utilization": rate * self._flops_per_token / self._peak_flops,
             "input_wait": self._waited / took,  # share of the step's time, for the latest batch
+            "bad": int(values["bad"]),
+            "empty": int(values["empty"]),
         }
-        if step % self._every and step != self._steps and not always:
-            return
         self._metrics.write(row)
         for column, value in row.items():
             if column != "step":
                 self._board.add_scalar(f"{self._name}/{column}", value, step)
-        print(self._line(row), flush=True)
+        _log.info("%s", self._line(row))
+        return values
 
     def heldout(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Record held-out results, domain -> {"loss", "bits_per_byte", ...}."""
@@ -103,7 +123,7 @@ class MetricsLog:
             )
             self._board.add_scalar(f"heldout/{domain}", result["loss"], step)
         parts = [f"{d} {r['loss']:.3f} ({r['bits_per_byte']:.3f} bpb)" for d, r in results.items()]
-        print(f"{self._name} held out at step {step}: {'  '.join(parts)}", flush=True)
+        _log.info("%s held out at step %d: %s", self._name, step, "  ".join(parts))
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -117,15 +137,22 @@ class MetricsLog:
         done = row["step"] - self._first
         elapsed = time.perf_counter() - self._started
         left = elapsed / done * (self._steps - row["step"])
-        parts = [f"{self._name} {row['step']}/{self._steps}", f"loss {row['loss']:.3f}"]
-        if row["selected_share"] < 1:
+        parts = [f"{self._name} {row['step']}/{self._steps}"]
+        if "loss" in row:
+            parts.append(f"loss {row['loss']:.3f}")
+        if "loss_selected" in row and "loss_unselected" in row:
             parts.append(
                 f"selected {row['loss_selected']:.3f}  unselected {row['loss_unselected']:.3f}"
             )
-        if "precision" in row and row["selected_share"] < 1:
-            parts.append(f"precision {row['precision']:.0%}")
-        parts += [f"{row['tokens_per_second']:,.0f} tok/s", f"MFU {row['mfu']:.0%}"]
-        return "  ".join([*parts, f"ETA {duration(left)}"])
+            if "precision" in row:
+                parts.append(f"precision {row['precision']:.0%}")
+        rate = row["tokens_per_second"]
+        parts += [f"{rate:,.0f} tok/s", f"matmul {row['matmul_utilization']:.0%}"]
+        eta = f"ETA {duration(left)}"
+        if self._later_flops and rate:
+            later = self._later_flops / (rate * self._flops_per_token)
+            eta += f" (all stages {duration(left + later)})"
+        return "  ".join([*parts, eta])
 
 
 def averages(sums: Mapping[str, float]) -> dict[str, float]:
@@ -141,6 +168,10 @@ def averages(sums: Mapping[str, float]) -> dict[str, float]:
         ):  # fmt: skip
             if count:
                 out[name + suffix] = part / count
+    for name, count in sums.items():
+        if name.startswith("tokens/") and count:
+            domain = name.removeprefix("tokens/")
+            out[f"selected_share/{domain}"] = sums[f"selected/{domain}"] / count
     if "useful" in sums:
         out["useful_share"] = sums["useful"] / max(n, 1)
         out["precision"] = sums["selected_useful"] / max(k, 1)
@@ -175,37 +206,57 @@ def _seconds_of(run) -> float:
 
 
 class _CsvFile:
-    """An append-only CSV that is flushed line by line and cut back to `first_step` when
-    reopened."""
+    """An append-only CSV that is flushed line by line and cut back to `first_step` when reopened.
+
+    It has a checksum (files.seal) while nobody writes it. InputError if what is there is damaged.
+    """
 
     def __init__(self, path: Path, columns: tuple[str, ...], first_step: int):
-        kept = [row for row in _read(path) if int(row["step"]) <= first_step and first_step > 0]
-        draft = path.with_name(path.name + ".draft")
-        with draft.open("w", newline="") as f:
-            writer = csv.DictWriter(f, columns)
-            writer.writeheader()
-            writer.writerows(kept)
-        draft.replace(path)
-        self._file = path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, columns)
+        kept = _rows_until(path, first_step) if first_step > 0 and path.exists() else []
+        files.unseal(path)
+        with files.replacing(path) as stream:
+            stream.write(_lines(columns, kept, header=True))
+        self._path, self._columns, self._file = path, columns, path.open("ab")
         self._last = kept[-1] if kept else {}
 
     def last(self, column: str) -> float:
         return float(self._last.get(column, 0))
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._writer.writerow(
-            {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
-        )
+        said = {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()}
+        self._file.write(_lines(self._columns, [said]))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+        files.seal(self._path)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="") as f:
-        # A line cut short by a crash has no last column.
-        return [row for row in csv.DictReader(f) if row["step"] and None not in row.values()]
+def _lines(
+    columns: Sequence[str], rows: Iterable[Mapping[str, Any]], *, header: bool = False
+) -> bytes:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _rows_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The lines up to a step; a last one that a crash or a full disk cut short is none."""
+    advice = "put back a copy of it, or delete it to go on without its lines"
+    files.require_sealed(path, advice)
+    rows = []
+    try:
+        text = path.read_bytes()
+        whole = text[: text.rfind(b"\n") + 1].decode()
+        for row in csv.DictReader(io.StringIO(whole, newline=""), strict=True):
+            if None in row or None in row.values():
+                raise ValueError("a line has other cells than the header")
+            float(row["tokens"])
+            if int(row["step"]) <= step:
+                rows.append(row)
+    except (ValueError, KeyError, csv.Error) as error:
+        raise InputError(f"{path} is damaged ({error}): {advice}.") from error
+    return rows

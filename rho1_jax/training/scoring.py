@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rho1_jax.data.ref_scores import ScoreWriter
-from rho1_jax.slm import losses
+from rho1_jax.slm import signals
 from rho1_jax.slm.losses import Apply
 from rho1_jax.slm.step import Batch
 from rho1_jax.training.interruption import Interrupted, StopSignal
@@ -17,14 +17,14 @@ FLUSH_EVERY = 50  # batches between two points a killed run can resume from
 
 
 def score_step(
-    params: Any, batch: Batch, *, apply: Apply, chunk_tokens: int, entropy: bool
+    params: Any, batch: Batch, *, apply: Apply, chunk_tokens: int, entropy: bool, top: int = 0
 ) -> dict[str, jax.Array]:
     """{"ref_loss": [B, S]} and, if asked, "ref_entropy": the reference's view of a batch, in
-    nats."""
-    loss, h = losses.next_token_losses(
-        apply, params, batch.tokens, chunk_tokens=chunk_tokens, entropy=entropy
+    nats; with `top` also its likeliest tokens (signals.py)."""
+    names = ("ref_entropy",) if entropy else ()
+    return signals.of_reference(
+        apply, params, batch.tokens, chunk_tokens=chunk_tokens, names=names, top=top
     )
-    return {"ref_loss": loss} if h is None else {"ref_loss": loss, "ref_entropy": h}
 
 
 def score_rows(
@@ -66,7 +66,7 @@ def _write(
     writer: ScoreWriter | None, rows: np.ndarray, scored: Mapping[str, jax.Array | np.ndarray]
 ) -> int:
     real = rows >= 0  # the last batch is filled up with row -1
-    values = {name: np.asarray(x)[real] for name, x in scored.items()}
+    values = {name: np.asarray(x)[real].reshape(real.sum(), -1) for name, x in scored.items()}
     if writer:
         writer.write(rows[real], values)
     return int(real.sum())

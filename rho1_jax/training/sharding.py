@@ -7,6 +7,7 @@ The compiler places everything else (Auto axes): give it sharded parameters and 
 `jax.set_mesh(mesh)` and it inserts the collectives.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,12 +15,12 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rho1_jax.errors import InputError
 from rho1_jax.models.placement import SEQUENCE
+from rho1_jax.slm.signals import CACHED
 from rho1_jax.slm.step import Batch, TrainState
 
 AXES = ("data", "fsdp", SEQUENCE, "tensor")
@@ -117,7 +118,7 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     used = set()
 
     def place(path, leaf):
-        name = "/".join(key.key for key in path)
+        name = _name(path)
         for pattern, spec in PARAMETER_RULES + OPTIONAL_RULES:
             if re.search(pattern, name):
                 used.add(pattern)
@@ -132,16 +133,36 @@ def parameter_shardings(params: Any, mesh: Mesh) -> Any:
     return shardings
 
 
-def state_shardings(state: TrainState, tx: optax.GradientTransformation, mesh: Mesh) -> Any:
-    """Shardings of a TrainState (arrays or shapes): moments and average lie where their parameters
-    lie."""
+def state_shardings(state: TrainState, mesh: Mesh) -> Any:
+    """Shardings of a TrainState (arrays or shapes): moments and ref_ema lie where their parameters
+    lie. What is kept of a matrix by its rows and columns is small, and every device holds all of
+    it."""
     replicated = NamedSharding(mesh, P())
     params = parameter_shardings(state.params, mesh)
-    opt_state = optax.tree_map_params(
-        tx, lambda _, s: s, state.opt_state, params, transform_non_params=lambda _: replicated
+    of_parameter = {
+        _name(path): (leaf.shape, place)
+        for (path, leaf), place in zip(
+            jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(params), strict=True
+        )
+    }
+
+    def of_moment(path, leaf) -> NamedSharding:
+        shape, place = of_parameter.get(_name(path), (None, replicated))
+        return place if leaf.shape == shape else replicated
+
+    return TrainState(
+        replicated,  # type: ignore[arg-type]
+        params,
+        jax.tree_util.tree_map_with_path(of_moment, state.opt_state),
+        None if state.ref_ema is None else params,
+        None if state.norms is None else replicated,  # type: ignore[arg-type]
     )
-    average = None if state.average is None else params
-    return TrainState(replicated, params, opt_state, average)  # type: ignore[arg-type]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    """The parameter that a path, within a state or not, leads to: its last keys of dicts."""
+    keys = itertools.takewhile(lambda key: isinstance(key, jax.tree_util.DictKey), reversed(path))
+    return "/".join(key.key for key in reversed(list(keys)))
 
 
 def placed(abstract: Any, shardings: Any) -> Any:
@@ -190,14 +211,14 @@ def batch_to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh, *, whole: bool
     whole: `batch` has the rows of all hosts, and of them each takes its own.
     """
     sharding = NamedSharding(mesh, P(BATCH_AXES))
-    arrays = {
-        name: jax.make_array_from_process_local_data(
-            sharding, batch[name], batch[name].shape if whole else None
-        )
-        for name in Batch._fields
-        if name in batch
-    }
-    return Batch(**arrays)
+
+    def put(name: str) -> jax.Array:
+        shape = batch[name].shape if whole else None
+        return jax.make_array_from_process_local_data(sharding, batch[name], shape)
+
+    cached = {name: put(name) for name in CACHED if name in batch}
+    useful, domain = (put(name) if name in batch else None for name in ("useful", "domain"))
+    return Batch(put("tokens"), put("valid"), cached, useful, domain)
 
 
 def _require_even_split(name: str, shape: tuple[int, ...], spec: P, mesh: Mesh) -> None:

@@ -49,6 +49,16 @@ def centroids(
     return centre, found
 
 
+def states(
+    apply: Apply, params: Any, tokens: Int[Array, "B T"], *, every: int
+) -> Float[Array, "B s D"]:
+    """Each `every`-th hidden state of rows [B, T = S+1]: what centroids are made of.
+
+    Thinned on the devices, before any host reads them as a whole.
+    """
+    return apply(params, tokens[:, :-1])[0][:, ::every]
+
+
 def relevance(
     apply: Apply,
     params: Any,

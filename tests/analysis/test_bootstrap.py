@@ -40,9 +40,52 @@ def test_the_interval_holds_both_seeds_and_rows():
     hits, trials = 0, 200
     for _ in range(trials):
         nats = 2.0 + 0.1 * rng.normal(size=(8, 1)) + 0.5 * rng.normal(size=(1, 40))
-        found = bootstrap.mean_loss(nats * 10, np.full(40, 10.0), draws=100)
+        found = bootstrap.mean_loss(nats * 10, np.full(40, 10.0))
         hits += found.low <= 2.0 <= found.high
     assert 0.92 <= hits / trials <= 1.0
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize(
+    ("of_seed", "of_row", "noise"),
+    [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.1, 1.0, 0.3), (0.02, 0.2, 1.0),
+     (0.3, 1.0, 1.0)],
+)  # fmt: skip
+def test_a_mean_over_seeds_and_rows_is_covered_as_often_as_said(seeds, of_seed, of_row, noise):
+    """Known truth, 500 draws: at 0.95 the share has a standard error of 0.01."""
+    rng, rows, hits, widths = np.random.default_rng(4), 64, 0, []
+    targets = np.full(rows, 10.0)
+    for _ in range(500):
+        nats = 2.0 + of_seed * rng.normal(size=(seeds, 1)) + of_row * rng.normal(size=rows)
+        nats = nats + noise * rng.normal(size=(seeds, rows))
+        found = bootstrap.mean_loss(10.0 * nats, targets)
+        hits += found.low <= 2.0 <= found.high
+        widths.append(found.high - found.low)
+    assert hits / 500 >= 0.93
+    # No wider than Student's t on the seeds' part and two standard errors of the rows' ask.
+    t = stats.t.ppf(0.975, seeds - 1)
+    ideal = np.hypot(t * np.sqrt((of_seed**2 + noise**2 / rows) / seeds), 2 * of_row / 8)
+    assert np.mean(widths) <= 2.05 * ideal
+
+
+def test_it_is_narrower_than_the_stretched_bootstrap_where_rows_matter():
+    rng = np.random.default_rng(5)
+    nats = 2.0 + 0.02 * rng.normal(size=(3, 1)) + 0.3 * rng.normal(size=64)
+    nats = nats + 0.3 * rng.normal(size=(3, 64))
+
+    def mean(seeds, rows):
+        return float(nats[np.ix_(seeds, rows)].mean())
+
+    ours, other = bootstrap.mean_loss(nats, np.ones(64)), bootstrap.interval(mean, nats.shape)
+    assert ours.estimate == pytest.approx(other.estimate)
+    assert ours.high - ours.low < 0.6 * (other.high - other.low)
+
+
+def test_one_row_leaves_students_t_on_the_seeds():
+    nats = np.array([[1.0], [2.0], [4.0]])
+    found = bootstrap.mean_loss(nats, np.ones(1))
+    expected = stats.t.interval(0.95, 2, loc=nats.mean(), scale=stats.sem(nats[:, 0]))
+    np.testing.assert_allclose(found[1:], expected)
 
 
 def test_pairing_cancels_what_two_methods_share():
@@ -70,6 +113,8 @@ def test_one_seed_has_no_interval():
 def test_nothing_to_resample_is_said():
     with pytest.raises(InputError, match="nothing to resample"):
         bootstrap.interval(lambda *_: 0.0, [3, 0])
+    with pytest.raises(InputError, match="nothing to average among 3 seeds and 0 rows"):
+        bootstrap.mean_loss(np.ones((3, 0)), np.ones(0))
 
 
 def test_tokens_at_interpolates_and_may_never_arrive():

@@ -12,7 +12,7 @@ from rho1_jax.errors import InputError
 HEADER = (
     "step,tokens,seconds,loss,loss_selected,loss_unselected,ref_loss,ref_loss_selected,"
     "ref_loss_unselected,selected_share,precision,useful_share,grad_norm,learning_rate,"
-    "tokens_per_second,mfu"
+    "tokens_per_second,matmul_utilization"
 )
 SLM_ROWS = [
     "10,1000,5,5,6,3,4,3,5,0.6,0.8,0.5,1,0.001,200,0.3",
@@ -25,11 +25,12 @@ def measured(**losses):
     return {d: {"loss": x, "bits_per_byte": x / 2, "tokens": 100} for d, x in losses.items()}
 
 
+SAID = "of each global batch, the 60% of tokens with the highest excess loss entered the loss"
 EVAL = {
     "initial": measured(math=4.2, web=4.1),
     "reference": measured(math=3.1, web=5.0),
     "policy": measured(math=3.8, web=4.3),
-    "selection": {"score": "excess", "ratio": 0.6, "scope": "batch"},
+    "selection": {"score": "excess", "said": SAID},
     "precision": {
         "excess": {"precision": 0.834, "useful_share": 0.55},
         "random": {"precision": 0.551, "useful_share": 0.55},
@@ -90,11 +91,19 @@ def test_the_headline_says_what_was_run_and_what_came_of_it(whole_run):
         "held-out loss, in nats per token, is lower than the initial model's on math "
         "(3.800 against 4.200), and higher on web (4.300 against 4.100); "
         "it is lower than the reference's on web, and higher on math."
-    ) in text.replace("&#x27;", "'")
+    ) in text.replace("&#39;", "'")
     assert "steps 30 training tokens 4k" in re.sub(r"\s+", " ", text)
     # 1000 tokens at 60 % and 3000 at 20 %
     assert "of them selected 30.0%" in re.sub(r"\s+", " ", text)
     assert "training time 20s" in re.sub(r"\s+", " ", text)
+
+
+def test_the_headline_says_what_was_selected_of_each_domain(tmp_path):
+    rows = [f"{row},{share}" for row, share in zip(SLM_ROWS, ("0.5", "0.1"), strict=True)]
+    folder = make_run(tmp_path, rows=rows)
+    text = (folder / "metrics.csv").read_text().replace(HEADER, f"{HEADER},selected_share/web")
+    (folder / "metrics.csv").write_text(text)
+    assert "selected of web 20.0%" in prose(page_of(folder))  # of 1000 tokens and of 3000
 
 
 def test_the_table_holds_every_number(whole_run):
@@ -120,7 +129,7 @@ def test_missing_parts_are_left_out_with_a_sentence(tmp_path, assert_self_contai
     page = page_of(make_run(tmp_path))
     assert_self_contained(page)
     assert page.count("<svg") == 1
-    text = prose(page).replace("&#x27;", "'")
+    text = prose(page).replace("&#39;", "'")
     for sentence in (
         "How tokens were selected is not recorded in the run's folder.",
         "Held-out losses were not measured.",
@@ -137,7 +146,7 @@ def test_a_causal_run_shows_one_panel_and_no_reference(tmp_path):
     evals = {
         "initial": measured(math=4.2),
         "policy": measured(math=3.8),
-        "selection": {"score": "all", "ratio": 1.0, "scope": "batch"},
+        "selection": {"score": "all", "said": "every token entered the loss"},
     }
     page = page_of(make_run(tmp_path, rows=CLM_ROWS, eval=evals))
     text = prose(page)
@@ -150,20 +159,19 @@ def test_a_causal_run_shows_one_panel_and_no_reference(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("selection", "sentence"),
+    ("said", "sentence"),
     [
-        ({"score": "excess", "ratio": 1.0, "scope": "batch"}, "Causal language modeling"),
+        ("every token entered the loss", "Causal language modeling: every token entered the loss."),
         (
-            {"score": "entropy", "ratio": 0.5, "scope": "shard"},
-            "of each device's part of the batch",
+            "all tokens entered the loss, the unselected with weight <0.5>",
+            "Selective language modeling: all tokens entered the loss, the unselected with weight "
+            "&lt;0.5&gt;.",
         ),
-        ({"score": "union", "ratio": 0.5, "scope": "sequence"}, "the union of several scores'"),
-        ({"score": "new", "ratio": 0.5, "scope": "epoch"}, "of each epoch, the 50% of tokens"),
     ],
 )
-def test_the_method_is_named(tmp_path, selection, sentence):
-    page = page_of(make_run(tmp_path, eval={"selection": selection}))
-    assert sentence in prose(page).replace("&#x27;", "'")
+def test_what_entered_the_loss_is_printed_as_it_is_recorded(tmp_path, said, sentence):
+    evals = {"selection": {"score": "excess", "ratio": 1.0, "said": said}}
+    assert sentence in prose(page_of(make_run(tmp_path, eval=evals)))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +196,7 @@ def test_the_method_is_named(tmp_path, selection, sentence):
 )
 def test_the_result_claims_no_more_than_the_numbers(tmp_path, evals, sentence):
     page = page_of(make_run(tmp_path, eval=evals))
-    assert sentence in prose(page).replace("&#x27;", "'")
+    assert sentence in prose(page).replace("&#39;", "'")
 
 
 @pytest.mark.parametrize(
@@ -221,12 +229,12 @@ def test_a_broken_metrics_file_is_named(tmp_path, content, message):
     [
         ("heldout.csv", "tokens,loss\n1,2\n", "no column domain"),
         ("heldout.csv", "tokens,domain,loss\n1,math,low\n", "loss is 'low'"),
-        ("eval.json", "{", "not a JSON object"),
-        ("eval.json", "[1]", "not a JSON object"),
+        ("eval.json", "{", "is damaged"),
+        ("eval.json", "[1]", "is damaged"),
         ("eval.json", '{"policy": {"math": {"loss": 3}}}', "policy.math.bits_per_byte"),
         ("eval.json", '{"precision": {"excess": {"precision": 1}}}', "excess.useful_share"),
-        ("config.json", "seed = 1", "not a JSON object"),
-        ("environment.json", "null", "not a JSON object"),
+        ("config.json", "seed = 1", "is damaged"),
+        ("environment.json", "null", "is damaged"),
     ],
 )
 def test_other_broken_files_are_named(tmp_path, name, content, message):

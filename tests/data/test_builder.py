@@ -1,51 +1,19 @@
-"""Packing is exact, bound to what it was made from, and survives being killed."""
+"""Packing is exact, and bound to what it was made from."""
 
-import errno
-import json
 import os
-import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from stand_in import Words
+from stand_in import SEQ_LEN, SOURCE, Words, prepare, rows_of, write_corpus
 
-from rho1_jax.data import builder, corpora, loader, tokens
+from rho1_jax.data import builder, corpora, loader, packing, tokens
 from rho1_jax.data.corpora import Source
 from rho1_jax.data.tokens import token_bytes
 from rho1_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-SOURCE = Source("files:a.jsonl", split_field="split")
-SEQ_LEN = 16
-
-
-def write_corpus(folder, n=60):
-    rng = np.random.default_rng(0)
-    words = ["one", "zwölf", "三", "\U0001f600!", "x²+1", "\n\nnext"]
-    lines = []
-    for i in range(n):
-        text = " ".join(rng.choice(words, rng.integers(1, 40)))
-        lines.append(json.dumps({"text": text, "split": "val" if i % 7 == 3 else "train"}))
-    (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def prepare(tmp_path, source=SOURCE, tokenizer=None, seq_len=SEQ_LEN, out="out"):
-    return builder.prepare(
-        "web",
-        source,
-        root=tmp_path,
-        tokenizer=tokenizer or Words(),
-        seq_len=seq_len,
-        out=tmp_path / out,
-    )
-
-
-def rows_of(out, split):
-    rows = loader.open_rows(out, "web", split)
-    return [rows[i] for i in range(len(rows))]
 
 
 def expected_stream(source, split, root, tokenizer):
@@ -95,7 +63,7 @@ def test_batches_do_not_change_the_rows(tmp_path, monkeypatch):
     write_corpus(tmp_path)
     prepare(tmp_path, out="at once")
     monkeypatch.setattr(tokens, "BATCH", 50)
-    monkeypatch.setattr(builder, "_SHARD", 10 * SEQ_LEN)
+    monkeypatch.setattr(packing, "_SHARD", 10 * SEQ_LEN)
     prepare(tmp_path, out="in parts")
     for split in ("train", "val"):
         a, b = (rows_of(tmp_path / out, split) for out in ("at once", "in parts"))
@@ -163,7 +131,12 @@ def test_nothing_is_done_twice(tmp_path, capsys):
 def test_the_hash_of_an_unchanged_file_is_taken_as_known(tmp_path, monkeypatch):
     write_corpus(tmp_path)
     hashed = []
-    monkeypatch.setattr(builder, "_sha256", lambda path: hashed.append(path) or "0" * 64)
+
+    def counted(path):
+        hashed.extend([path] if path.name == "a.jsonl" else [])  # not of the rows
+        return "0" * 64
+
+    monkeypatch.setattr(builder, "_sha256", counted)
     prepare(tmp_path)
     prepare(tmp_path)
     assert len(hashed) == 1
@@ -171,88 +144,6 @@ def test_the_hash_of_an_unchanged_file_is_taken_as_known(tmp_path, monkeypatch):
     prepare(tmp_path)
     prepare(tmp_path)
     assert len(hashed) == 2
-
-
-KILLED = """
-import sys, time
-from stand_in import Words
-from rho1_jax.data import builder, tokens
-from rho1_jax.data.corpora import Source
-
-class Slow(Words):
-    calls = 0
-    def encode(self, texts):
-        Slow.calls += 1
-        if Slow.calls == 6:
-            print("half way", flush=True)
-            time.sleep(600)
-        return super().encode(texts)
-
-tokens.BATCH = 500
-builder._SHARD = 5 * 16
-builder.prepare("web", Source("files:a.jsonl", split_field="split"), root=sys.argv[1],
-                tokenizer=Slow(), seq_len=16, out=sys.argv[1] + "/out")
-"""
-
-
-def test_a_killed_build_is_begun_again(tmp_path, capsys):
-    write_corpus(tmp_path)
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "half way\n"
-    assert list((tmp_path / "out").rglob("*train.array_record*"))  # some rows are written
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    with pytest.raises(InputError, match="no rows of 'web' under .*: run the stage 'prepare'"):
-        loader.open_rows(tmp_path / "out", "web", "train")
-
-    prepare(tmp_path)
-    assert "web: built" in capsys.readouterr().out
-    prepare(tmp_path, out="straight")
-    for split in ("train", "val"):
-        np.testing.assert_equal(
-            rows_of(tmp_path / "out", split), rows_of(tmp_path / "straight", split)
-        )
-    left = {p.relative_to(tmp_path / "out") for p in (tmp_path / "out").rglob("*")}
-    assert left == {
-        p.relative_to(tmp_path / "straight") for p in (tmp_path / "straight").rglob("*")
-    }
-
-
-@pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "full"), RuntimeError("write: No space left on device")]
-)
-def test_a_full_disk_is_said_and_leaves_nothing(tmp_path, monkeypatch, error):
-    write_corpus(tmp_path)
-    prepare(tmp_path)
-
-    def fail(*_):
-        raise error
-
-    monkeypatch.setattr(builder.SequentialWriter, "add_examples", fail)
-    with pytest.raises(InputError, match="The disk is full: free some space under"):
-        prepare(tmp_path, seq_len=8)
-    assert not [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
-
-
-def test_a_source_that_changes_meanwhile_is_refused(tmp_path):
-    write_corpus(tmp_path)
-
-    class Meddler(Words):
-        def encode(self, texts):
-            write_corpus(tmp_path, n=90)
-            return super().encode(texts)
-
-    with pytest.raises(InputError, match="changed while it was read"):
-        prepare(tmp_path, tokenizer=Meddler())
-    with pytest.raises(InputError, match="no rows of 'web'"):
-        loader.open_rows(tmp_path / "out", "web", "train")
 
 
 def test_other_errors(tmp_path):

@@ -1,19 +1,16 @@
 """Every kind of source; what is broken is counted; what cannot be read is said in a sentence."""
 
 import gzip
-import http.server
 import json
 import os
-import re
-import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from stand_in import write_parquet
 
 from rho1_jax.data import corpora, records
 from rho1_jax.data.corpora import Source
@@ -38,11 +35,6 @@ def write_lines(path, *records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
-def write_parquet(path, texts):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": [0] * len(texts)}), path)
-
-
 def test_every_file_type_and_glob(tmp_path):
     line = '{"text": "%s"}\n'
     (tmp_path / "a.jsonl").write_text(line % "plain" + "\n" + line % "second")
@@ -59,6 +51,46 @@ def test_every_file_type_and_glob(tmp_path):
     assert counts["documents"] == 7
     assert texts(Source(f"files:{tmp_path}/a.jsonl"), "/nowhere") == ["plain", "second"]
     assert texts(Source("files:a.jsonl,*.jsonl"), tmp_path) == ["plain", "second"]  # once
+
+
+def test_json_under_all_its_names(tmp_path):
+    lines = b'{"text": "one"}\n{"text": "two"}\n'
+    for name in ("jsonl", "json", "ndjson"):
+        (tmp_path / f"a.{name}").write_bytes(lines)
+        (tmp_path / f"b.{name}.gz").write_bytes(gzip.compress(lines))
+        (tmp_path / f"c.{name}.zst").write_bytes(zstd(lines))
+    assert texts(Source("files:*.*"), tmp_path) == ["one", "two"] * 9
+
+
+@pytest.mark.parametrize("indent", [None, 2])
+@pytest.mark.parametrize("piece", [7, 2**16])
+def test_a_json_array_is_read_element_by_element(tmp_path, monkeypatch, indent, piece):
+    monkeypatch.setattr(records, "_PEEK", piece)
+    array = [{"text": "one é, [x]"}, 12345678, {"text": "\ufffd two", "n": [1, {}]}, {"text": "3"}]
+    raw = json.dumps(array, indent=indent, ensure_ascii=False).encode()
+    (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + raw + b"\n")
+    counts = Counter()
+    assert texts(Source("files:a.json"), tmp_path, counts) == ["one é, [x]", "\ufffd two", "3"]
+    assert counts["malformed"] == 1
+    assert not counts["invalid"]
+    (tmp_path / "a.json").write_bytes(raw.replace("é".encode(), b"\xff"))
+    assert texts(Source("files:a.json"), tmp_path, counts)[0] == "one \ufffd, [x]"
+    assert counts["invalid"] == 1
+    (tmp_path / "a.json").write_bytes(raw[:-5])
+    with pytest.raises(InputError, match="a.json cannot be read .* damaged or cut short"):
+        texts(Source("files:a.json"), tmp_path)
+    (tmp_path / "a.json").write_bytes(raw + b'\n{"text": "more"}')
+    with pytest.raises(InputError, match="a.json cannot be read .More follows the array"):
+        texts(Source("files:a.json"), tmp_path)
+
+
+def test_what_is_no_text_is_malformed(tmp_path):
+    odd = ['{"text": NaN}', '{"text": 5}', '{"text": true}', '{"text": ["a"]}', '{"text": {}}']
+    lines = ['{"text": "good"}', *odd, '{"text": "also good", "n": Infinity}', '{"text": null}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    counts = Counter()
+    assert texts(Source("files:a.jsonl"), tmp_path, counts) == ["good", "also good"]
+    assert (counts["malformed"], counts["missing"]) == (len(odd), 1)
 
 
 def test_templates_join_fields(tmp_path):
@@ -185,100 +217,6 @@ def test_tfds_by_name_without_tensorflow(tmp_path):
         texts(Source("tfds:no_such_set"), tmp_path)
 
 
-SHA = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The three things that are asked of a hub: a revision, its files, a file."""
-
-    folder: Path
-
-    def do_GET(self):  # noqa: N802
-        path = self.path.partition("?")[0]
-        if path.startswith("/api/datasets/some/set/revision/"):
-            return self.answer(json.dumps({"id": "some/set", "sha": SHA, "siblings": []}).encode())
-        if path.startswith("/api/datasets/some/set/tree/"):
-            files = [f for f in sorted(self.folder.rglob("*")) if f.is_file()]
-            listing = [
-                {
-                    "type": "file",
-                    "path": str(f.relative_to(self.folder)),
-                    "size": f.stat().st_size,
-                    "oid": f.name,
-                }
-                for f in files
-            ]
-            return self.answer(json.dumps(listing).encode())
-        if path.startswith(f"/datasets/some/set/resolve/{SHA}/"):
-            return self.answer((self.folder / path.split("/", 6)[-1]).read_bytes())
-        return self.send_error(404)
-
-    do_HEAD = do_GET  # noqa: N815
-
-    def answer(self, body):
-        self.send_response(200)
-        self.send_header("ETag", f'"{len(body)}-{hash(body) % 10**9}"')
-        self.send_header("X-Repo-Commit", SHA)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, *args):
-        pass
-
-
-HUB_SCRIPT = """
-import sys
-from rho1_jax.data import corpora, records
-for spec in sys.argv[1:]:
-    for split, document in corpora.split_documents(corpora.Source(spec)):
-        print(split, document.text)
-"""
-
-
-def hub_run(cache, *specs, **environment):
-    result = subprocess.run(
-        [sys.executable, "-c", HUB_SCRIPT, *specs],
-        env=os.environ | {"HF_HOME": str(cache)} | environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.splitlines(), result.stderr
-
-
-def test_hub_dataset_online_and_offline(tmp_path):
-    folder = tmp_path / "repo"
-    write_parquet(folder / "data" / "train-00000-of-00001.parquet", ["one", "two"])
-    write_parquet(folder / "data" / "test-00000-of-00001.parquet", ["three"])
-    write_parquet(folder / "other" / "part.parquet", ["four"])
-    (folder / "README.md").write_text("not text of the corpus")
-    handler = type("HubOfTest", (Hub,), {"folder": folder})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    cache = tmp_path / "cache"
-    try:
-        lines, _ = hub_run(
-            cache,
-            "hf:some/set/data@main",
-            "hf:some/set/other",
-            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert lines[:3] == ["val three", "train one", "train two"]
-    assert lines[3].endswith(" four")
-
-    offline = {"HF_HUB_OFFLINE": "1"}
-    assert hub_run(cache, "hf:some/set/data", **offline)[0] == lines[:3]
-    lines, error = hub_run(cache, "hf:some/other", **offline)
-    assert not lines
-    assert re.search("InputError: The hub dataset 'some/other' cannot be fetched", error)
-
-
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -290,6 +228,8 @@ def test_hub_dataset_online_and_offline(tmp_path):
         ("files:empty.jsonl", "has no usable text .1 records malformed, 0 without 'text', 1 empty"),
         ("files:other.jsonl", "has no field 'text', only title, body"),
         ("files:other.parquet", "other.parquet has no column 'text', only title"),
+        ("files:list.jsonl", "'files:list.jsonl' holds list in its field 'text', not text"),
+        ("files:list.parquet", "list.parquet holds list<.*string> in its column 'text', not text"),
         ("files:cut.jsonl.gz", "cut.jsonl.gz cannot be read .*damaged or cut short"),
         ("files:cut.jsonl.zst", "cut.jsonl.zst cannot be read .*damaged or cut short"),
         ("files:cut.parquet", "cut.parquet cannot be read .*damaged or cut short"),
@@ -299,6 +239,8 @@ def test_what_cannot_be_read_is_said(tmp_path, spec, message):
     (tmp_path / "a.csv").write_text("text\nhello")
     (tmp_path / "empty.jsonl").write_text('{"text": " "}\nnonsense\n')
     write_lines(tmp_path / "other.jsonl", *[{"title": "t", "body": "b"}] * 3)
+    write_lines(tmp_path / "list.jsonl", *[{"text": ["t"]}] * 3)
+    pyarrow.parquet.write_table(pyarrow.table({"text": [["t"]]}), tmp_path / "list.parquet")
     table = pyarrow.table({"title": ["t"]})
     pyarrow.parquet.write_table(table, tmp_path / "other.parquet")
     lines = "".join(json.dumps({"text": os.urandom(40).hex()}) + "\n" for _ in range(99)).encode()
@@ -344,3 +286,19 @@ def test_malformed_templates(tmp_path, text):
     write_lines(tmp_path / "a.jsonl", {"a": "b"})
     with pytest.raises(InputError, match="must be a field, or a template"):
         texts(Source("files:a.jsonl", text=text), tmp_path)
+
+
+def test_a_source_is_tried_before_it_is_read(tmp_path, monkeypatch):
+    write_lines(tmp_path / "a.jsonl", {"text": "first"}, *[{"body": "b"}] * 9)
+    corpora.require_readable(Source("files:a.jsonl"), tmp_path)
+    corpora.require_readable(Source("builtin:problems"), tmp_path)
+    monkeypatch.setattr(corpora, "_PATIENCE", 5)
+    (tmp_path / "b.jsonl").write_text("nonsense\n" * 5 + '{"text": "too late"}\n')
+    for spec, message in {
+        "files:b.jsonl": "no usable text .5 records malformed",
+        "files:absent.jsonl": "No file matches",
+        "builtin:nothing": "no embedded corpus 'nothing'",
+        "tfds:no_such_set": "TFDS cannot open",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            corpora.require_readable(Source(spec), tmp_path)

@@ -8,6 +8,7 @@ import pytest
 
 from rho1_jax.data import builder, corpora, dialogs, loader
 from rho1_jax.data.corpora import Source
+from rho1_jax.errors import InputError
 from tests.data.stand_in import Words
 
 MESSAGES = [
@@ -90,6 +91,29 @@ def test_packed_rows_train_on_answers_only(tmp_path):
     np.testing.assert_array_equal(trained["valid"], batch["valid"])
 
 
+def test_rows_without_an_answer_are_left_out_and_counted(tmp_path, capsys):
+    one = {"q": "a " * 51, "a": "x y", "split": "train"}
+    write(tmp_path, [one] * 3)
+    source = Source("files:a.jsonl", text=" {a}", prompt="{q}>", split_field="split")
+    manifest, batch = batches_of(tmp_path, source, seq_len=6)
+    n_rows, left_out = manifest["splits"]["train"]["rows"], manifest["counts"]["rows without loss"]
+    assert n_rows == len(batch["valid"]) == 5  # two answers lie across borders
+    assert n_rows + left_out == -(-(manifest["splits"]["train"]["tokens"] - 1) // 6)
+    assert batch["valid"].any(axis=1).all()
+    assert batch["valid"].sum() == 3 * 3  # x, y and the end
+    assert batch["bytes"].sum() == 3 * len(" x y")
+    assert f"{left_out} rows without loss" in capsys.readouterr().out
+
+
+def test_a_split_without_any_answer_is_refused_before_training(tmp_path):
+    ends_in_tool = "```output\n4\n```\n"
+    good, bad = ({"q": "q", "a": a, "split": s} for a, s in (("x", "train"), (ends_in_tool, "val")))
+    write(tmp_path, [good, bad])
+    source = Source("files:a.jsonl", text="{a}", prompt="{q} ", split_field="split")
+    with pytest.raises(InputError, match="No token of the split 'val' of 'sft' carries loss"):
+        batches_of(tmp_path, source, seq_len=6)
+
+
 def test_conversations_from_a_file(tmp_path):
     write(tmp_path, [{"messages": MESSAGES}, {"messages": "no"}, {"messages": [{"role": "user"}]}])
     counts: Counter[str] = Counter()
@@ -97,6 +121,16 @@ def test_conversations_from_a_file(tmp_path):
     documents = list(corpora.split_documents(source, root=tmp_path, counts=counts))
     assert [learnt(d.text, d.trained) for _, d in documents] == [["4", "6"]]
     assert counts["malformed"] == 2
+
+
+def test_half_a_surrogate_pair_in_a_conversation_is_replaced(tmp_path):
+    turns = [{"role": "user", "content": "\ud83d?"}, {"role": "assistant", "content": "4\udc00!"}]
+    write(tmp_path, [{"messages": turns}])
+    counts: Counter[str] = Counter()
+    source = Source("files:a.jsonl", text="messages")
+    ((_, document),) = corpora.split_documents(source, root=tmp_path, counts=counts)
+    assert learnt(document.text, document.trained) == ["4\ufffd!"]
+    assert counts["invalid"] == 1
 
 
 def test_a_text_without_prompt_carries_loss_everywhere(tmp_path):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from rho1_jax.data import loader
+from rho1_jax.data import loader, mixture
 from rho1_jax.data.loader import Rows, ordered_batches, train_batches
 from rho1_jax.errors import InputError
 
@@ -55,6 +55,25 @@ def test_a_batch_holds_rows_and_what_is_known_of_them():
         assert batch["valid"][:, : S - 2].all()
         assert (batch["useful"].argmax(axis=1) == index % S).all()
         assert (batch["ref_loss"] == scores["web"]["ref_loss"][index]).all()
+
+
+def test_several_numbers_a_token_come_as_they_are_stored():
+    ids = np.arange(9 * S * 2).reshape(9, S, 2).astype("<i4")
+    stored = {"web": {"ref_top_ids": ids, "ref_top": (ids / 8).astype(np.float16)}}
+    for batch in run({"web": make_rows(9)}, scores=stored):
+        index = batch["tokens"][:, 0]
+        assert (batch["ref_top"].dtype, batch["ref_top_ids"].dtype) == (np.float32, np.int32)
+        np.testing.assert_array_equal(batch["ref_top_ids"], ids[index])
+        np.testing.assert_array_equal(batch["ref_top"], np.float16(ids[index] / 8))
+
+
+def test_rows_say_which_domain_they_are_of():
+    rows = {"web": make_rows(9), "unused": make_rows(3), "books": make_rows(9, first=100)}
+    weights = {"web": 2.0, "unused": 0.0, "books": 1.0}
+    for batch in run(rows, weights, numbered=["books", "web"]):
+        assert (batch["domain"].dtype, batch["domain"].shape) == (np.int32, (6,))
+        np.testing.assert_array_equal(batch["domain"] == 0, batch["tokens"][:, 0] >= 100)
+    assert "domain" not in run(rows, weights)[0]
 
 
 def test_truth_of_one_domain_only_is_left_out():
@@ -125,6 +144,39 @@ def test_mixture_has_the_shares_of_the_weights(weights):
         assert sorted(mine[:50] % 100) == list(range(50))
 
 
+def test_a_mixture_in_stages_goes_on_in_each_domain_where_it_was(monkeypatch):
+    """Twice other weights: a domain leaves, one comes, and no row comes again before its epoch."""
+    monkeypatch.setattr(mixture, "_SAMPLE", 1)  # what is compared here is not mended there
+    rows = {name: make_rows(40, first=100 * i) for i, name in enumerate(("web", "code", "math"))}
+    weights = {"web": 3.0, "code": 1.0, "math": 0.0}
+    later = [(6, {"web": 1.0, "code": 0.0, "math": 1.0}), (9, {"math": 1.0})]
+    batches = run(rows, weights, num_steps=14, later=later)
+    np.testing.assert_equal(batches[:6], run(rows, weights, num_steps=6))
+    order = np.array(ids(batches)) // 100
+    for steps, counts in (
+        (slice(6), [27, 9, 0]),
+        (slice(6, 9), [9, 0, 9]),
+        (slice(9, 14), [0, 0, 30]),
+    ):
+        assert np.bincount(order[steps].ravel(), minlength=3).tolist() == counts
+    every = np.concatenate(ids(batches))
+    assert len(set(every)) == len(every)
+    np.testing.assert_equal(
+        run(rows, weights, start_step=7, num_steps=14, later=later), batches[7:]
+    )
+    for steps in (3, 8, 14):
+        seen = loader.visited_rows(
+            rows, weights, batch_size=6, seed=3, num_steps=steps, later=later
+        )
+        read = {name: [r - 100 * i for r in every[: 6 * steps] if r // 100 == i]
+                for i, name in enumerate(rows)}  # fmt: skip
+        assert {name: found.tolist() for name, found in seen.items()} == {
+            name: sorted(found) for name, found in read.items()
+        }
+    of_step = loader.rows_of_step(rows, weights, batch_size=6, seed=3, step=10, later=later)
+    assert of_step == {"math": [r - 200 for r in ids(batches)[10]]}
+
+
 @pytest.mark.parametrize(("start", "stop"), [(0, None), (3, None), (3, 9), (4, 4)])
 def test_ordered_batches_hold_every_row_once(start, stop):
     batches = list(
@@ -159,7 +211,7 @@ def test_batches_of_holds_the_rows_asked_for():
 
 @pytest.mark.parametrize("num_steps", [0, 1, 3, 40])
 def test_visited_rows_are_those_that_training_reads(num_steps, monkeypatch):
-    monkeypatch.setattr(loader, "_BLOCK", 7)
+    monkeypatch.setattr(mixture, "_BLOCK", 7)
     rows = {"web": make_rows(50), "books": make_rows(9, first=100), "off": make_rows(3)}
     weights = {"web": 3.0, "books": 1.0, "off": 0.0}
     read = set(itertools.chain(*ids(run(rows, weights, num_steps=num_steps))))
@@ -184,6 +236,8 @@ def scores_of(n, field="ref_loss"):
         ({"weights": {"web": -1.0}}, "must be positive"),
         ({"weights": {"absent": 1.0}}, "for the domains .'empty', 'long', 'math', 'web'."),
         ({"weights": {"empty": 1.0}}, "empty/train has no rows"),
+        ({"later": [(2, {"empty": 1.0})]}, "empty/train has no rows"),
+        ({"later": [(2, {"web": 0.0})]}, "must be positive"),
         ({"weights": {"web": 1.0, "long": 1.0}}, "rows of different lengths .4, 9."),
         ({"scores": {"web": scores_of(5)}}, "Not every domain .* same cached scores"),
         (

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,27 @@ def test_what_is_written_is_read(tmp_path):
         np.testing.assert_array_equal(scores[field], expected)
         assert not scores[field].flags.writeable
     assert set(open_scores(tmp_path / "a" / "b", fields=["ref_loss"])) == {"ref_loss"}
+
+
+def test_several_numbers_a_token_and_ids_of_tokens(tmp_path):
+    settings = {"fields": ("ref_loss", "ref_top", "ref_top_ids")}
+    settings["widths"] = {"ref_top": 2, "ref_top_ids": 2}
+    written = {"ref_loss": values(EVERY)["ref_loss"], "ref_top": np.arange(N * S * 2.0) / 8}
+    written["ref_top_ids"] = np.arange(N * S * 2) + 100_000
+    flat = {name: x.reshape(N, -1) for name, x in written.items()}
+    for part in (EVERY[:6], EVERY[6:]):  # as if killed between
+        writer = create(tmp_path, **settings)
+        writer.write(part, {name: x[part] for name, x in flat.items()})
+        writer.flush()
+    found = open_scores(tmp_path, fields=settings["fields"])
+    assert {name: (x.shape, x.dtype.str) for name, x in found.items()} == {
+        "ref_loss": ((N, S), "<f2"), "ref_top": ((N, S, 2), "<f2"),
+        "ref_top_ids": ((N, S, 2), "<i4"),
+    }  # fmt: skip
+    for name, x in found.items():
+        np.testing.assert_array_equal(x.reshape(-1), written[name].reshape(-1))
+    with pytest.raises(InputError, match="have widths .*'ref_top': 2.* delete the folder"):
+        create(tmp_path, **settings | {"widths": {"ref_top": 3, "ref_top_ids": 3}})
 
 
 def test_only_the_rows_asked_for_need_scores(tmp_path):
@@ -175,6 +197,74 @@ def test_bad_values_are_refused_and_not_counted(tmp_path, block, message):
     with pytest.raises(InputError, match=message):
         writer.write(np.array([5, 2]), values([5, 2]) | block)
     writer.flush()
+    assert create(tmp_path).missing(EVERY).size == N
+
+
+def flip(path, at):
+    raw = bytearray(path.read_bytes())
+    raw[at] ^= 1
+    path.write_bytes(raw)
+
+
+def complete(folder):
+    writer = create(folder)
+    write(writer, *range(N - 2))  # a folder that is not finished is checked as well
+    writer.flush()
+    return EVERY[: N - 2]
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_flipped_bit_is_found_and_its_row_scored_again(tmp_path, caplog, field):
+    rows = complete(tmp_path)
+    assert {problem for _, problem in ref_scores.verify(tmp_path)} == {None}
+    assert len(dict(ref_scores.verify(tmp_path))) == 4
+    path = tmp_path / f"{field}.npy"
+    flip(path, path.stat().st_size - (N - 3) * S * 2)  # of row 3
+    assert dict(ref_scores.verify(tmp_path))[path] == "is damaged in 1 rows, the first is 3"
+    with pytest.raises(InputError, match=f"{path} is damaged .* run the stage 'score' again"):
+        open_scores(tmp_path, rows)
+    assert open_scores(tmp_path, rows[:3])  # what is not read is not checked
+    again = create(tmp_path)
+    assert "are damaged in 1 rows: made anew" in caplog.text
+    assert again.missing(rows).tolist() == [3]
+    write(again, 3)
+    again.flush()
+    np.testing.assert_array_equal(open_scores(tmp_path, rows)[field][rows], values(rows)[field])
+
+
+@pytest.mark.parametrize("name", ["ref_loss.npy", "ref_entropy.npy", "checks.npy"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "header", "dtype"])
+def test_a_damaged_or_missing_file_is_named_and_made_anew(tmp_path, caplog, name, damage):
+    rows = complete(tmp_path)
+    path = tmp_path / name
+    raw = path.read_bytes()
+    changes = {"cut": raw[:-1], "header": raw[:10] + b"?" + raw[11:]}
+    changes["dtype"] = raw.replace(b"'<", b"'>")
+    path.unlink() if damage == "gone" else path.write_bytes(changes[damage])
+    problem = dict(ref_scores.verify(tmp_path))[path]
+    assert re.match("is missing" if damage == "gone" else "is damaged", problem)
+    with pytest.raises(InputError, match=f"{path} is .*: run the stage 'score' again"):
+        open_scores(tmp_path, rows)
+    assert create(tmp_path).missing(EVERY).size == N
+    assert f"are begun anew ({path} is" in caplog.text
+
+
+def test_a_check_that_changed_means_that_the_row_is_scored_again(tmp_path):
+    rows = complete(tmp_path)
+    flip(tmp_path / "checks.npy", -1 - 8 * 2 - 8)  # of row 6
+    with pytest.raises(InputError, match="ref_entropy.npy|ref_loss.npy"):
+        open_scores(tmp_path, rows)
+    assert create(tmp_path).missing(rows).size == 1
+
+
+def test_a_damaged_manifest_is_said(tmp_path):
+    complete(tmp_path)
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"reference": "m"', '"reference": "n"'))
+    assert "damaged" in dict(ref_scores.verify(tmp_path))[path]
+    with pytest.raises(InputError, match="manifest.json is damaged .* delete it"):
+        open_scores(tmp_path)
+    path.unlink()
     assert create(tmp_path).missing(EVERY).size == N
 
 

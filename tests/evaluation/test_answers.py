@@ -1,14 +1,9 @@
-"""Final answers: found, compared, and re-graded."""
+"""Final answers: found and compared."""
 
-import gzip
-import json
-import os
 import time
-from pathlib import Path
 
 import pytest
 
-from rho1_jax.errors import InputError
 from rho1_jax.evaluation import answers
 from rho1_jax.evaluation.answers import compare, extract, gold_answer
 
@@ -38,6 +33,21 @@ EQUAL = [
     # algebra
     ("(x+1)^2", "x^2+2x+1"), ("5", "x=5"), ("6+9i", "9i + 6"), ("f(x)=x^2", "x^2"),
     (r"x \le 5", "x<=5"), (r"\pi", "3.14159"), ("26000", "1000(26)"),
+    (r"\sec^2(y)", r"\tan^2(y)+1"), (r"\sin^2(x)", r"\sin^2 x"), ("8", "2^3"), ("1000", "10^3"),
+    # spaces and thousands as LaTeX and Unicode write them
+    ("32349", r"32,\! 349"), (r"11,\! 111,\! 111,\! 100", "11111111100"), ("10000", r"10\,000"),
+    ("32349", "32{,}349"), (r"\sqrt[3]{2}", r"\sqrt[3]2"), ("2", "∛8"), ("√13", r"\sqrt{13}"),
+    ("1/2", "½"), (r"3\frac12", "3½"), ("x-1", "x\u22121"), ("-5", "\u22125"), ("x^{12}", "x¹²"),
+    # lists, intervals and inequalities
+    (r"(5, 8) \quad \text{and} \quad (8, 5)", "(5,8),(8,5)"), ("(5,8),(8,5)", "(8, 5) and (5, 8)"),
+    (r"x \in [-2,7]", r"-2 \le x \le 7"), (r"-2 \le x \le 7", r"x \in [-2,7]"),
+    ("[-2,7)", "-2 <= x < 7"), (r"(2,\infty)", "x > 2"), ("(100, 200)", "(100,200)"),
+    ("(3/5,8/3]", "(0.6,2.6667]"), (r"\{1/3, 2\}", r"\{0.33333, 2\}"),
+    # said in a sentence
+    ("34", "The largest $n$ is 34"), ("34", "The largest $n$ is $34$"), ("40", "about 40"),
+    ("40", r"\approx 40"), ("55", "The sum of the first 10 terms is equal to 55"),
+    ("B", "B because it is larger"), ("(B)", "B since (A) is too small"), ("B", "The option is B"),
+    ("C", "C is correct"), (r"\frac{3}{4}\pi\text{ inches}", r"0.75\pi"),
 ]  # fmt: skip
 
 DIFFERENT = [
@@ -49,6 +59,21 @@ DIFFERENT = [
     ("18", "-18"), ("18", "18.5"), ("2", "2x"), ("2x", "2"), ("twenty", "twelve"), ("x+1", "x+2"),
     (r"\infty", r"-\infty"), ("5", "Perhaps it is 5 or so"), ("72", "72. I hope it is correct"),
     (r"x \le 5", "x<5"), ("p-q", "q-p"), ("100000", "100011"), ("25", "two hundred"), ("", "5"),
+    # algebra is no number with a unit
+    ("3x^2", "3x^3"), ("8", "8-i"), ("8-i", "8"), ("1 - x", "1"), ("1", "1 - x"), ("2pi", "2"),
+    ("2", "2pi"), ("2", "2^3"), ("3 i", "3"), ("5", "5 h t"), ("2", "2 t"), ("2", "2t"),
+    ("4", "4 - s"), ("6 xyz", "6"), ("2", "2 cos"), ("3!", "3"), ("3x", "3"), (r"2\sqrt{3}", "2"),
+    ("5", r"5 \foo"),
+    ("32, 349", "32349"), (r"32,\! 349", "32"), ("3 1/2", "31/2"), ("31/2", "3 1/2"),
+    (r"\sec^2(y)", r"\tan^2(y)-1"), ("(5,8),(8,5)", "(5,8)"), ("(5,8),(8,5)", "(5,8) and (8,6)"),
+    ("[-2,7]", r"-2 < x \le 7"), (r"x \in [-2,7]", r"-2 \le x \le 8"), ("(3/5,8/3]", "(0.6,2.67]"),
+    (r"\sqrt[3]{2}", r"\sqrt2"), ("1/2", "¼"),
+    ("34", "The largest n is 35"), ("34", "The largest n is not 34"), ("3", "x is 3 when y is 4"),
+    ("4", "x is 3 when y is 4"), ("40", "more than 40"), ("34", "It is 34 or 35"),
+    ("(A)", "(A), (B), (C), (D), (E)"), ("A", "(A) 3 (B) 4"), ("A", "A, B"), ("A", "A or B"),
+    ("A", "A is wrong"),
+    ("(B)", "A because (B) is too small"), (r"\text{east}", "seat"), ("Dana", "Nada"),
+    ("1e-10", "2e-10"),
 ]  # fmt: skip
 
 
@@ -131,48 +156,27 @@ def test_gold_answers():
     assert gold_answer(r"Hence $\boxed{p - q}.$") == "p - q"
 
 
-def rows(*extra):
-    row = {"idx": 4, "answer": "18", "code": ["The answer is 18.", "So 19."], "score": [True, True]}
-    return "".join(json.dumps(row | more) + "\n" for more in ({}, *extra))
+REPEATED = [
+    "\nQ: x\nA: y", "\n", " \n", "Q ", "\nQ        ", ". ", "a'", "aa a ", "$", "$ ", "**", "{",
+    r"\boxed", r"\boxed{", r"\boxed{}\nQ: ", "The answer is ", "final answer is $", "```output\n",
+    "####", "1,", "9", " , ", r"\text{", "(A) ", "x = ", "= ", "(", "- ",
+]  # fmt: skip
 
 
-def test_regrade_reports_agreement_and_disagreements(tmp_path, capsys):
-    path, out = tmp_path / "a.jsonl.gz", tmp_path / "out.csv"
-    with gzip.open(path, "wt") as f:
-        f.write(rows({"score": None}))
-    assert answers.main(["", str(path), f"--disagreements={out}"]) == 0
-    assert "agreement 1/2 = 50.00%" in capsys.readouterr().out
-    assert out.read_text().splitlines()[1:] == ["a.jsonl.gz,4/1,False,True,number"]
+@pytest.mark.parametrize("repeated", REPEATED)
+@pytest.mark.parametrize("start", ["", "The answer is 5", "The answer is ", r"\boxed{5"])
+def test_any_output_of_100_kb_is_read_within_a_second(repeated, start):
+    text = start + repeated * (100_000 // len(repeated))
+    before = time.perf_counter()
+    for strict in (True, False):
+        found = extract(text, strict)
+        if found is None or len(found) > 2000:  # of others sympy may take its time
+            compare("5", found)
+    assert time.perf_counter() - before < 1.0
 
 
-def test_regrade_takes_other_names_and_no_verdicts(tmp_path, capsys):
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"completion": "#### 5", "target": 5.0}\n\n')
-    assert answers.main(["", str(path)]) == 0
-    assert "1 texts, correct: ours 100.0%" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("content", ["not json\n", '{"answer": "5"}\n', '{"code": "5"}\n'])
-def test_bad_rows_are_named(tmp_path, content, capsys):
-    path = tmp_path / "a.jsonl"
-    path.write_text(rows() + content)
-    with pytest.raises(InputError, match="line 2"):
-        list(answers.regrade(path))
-    assert answers.main(["", str(path)]) == 2
-    assert answers.main(["", str(tmp_path / "absent.jsonl")]) == 2
-    assert "cannot be read" in capsys.readouterr().err
-
-
-@pytest.mark.real_data
-@pytest.mark.parametrize(
-    ("pattern", "agreement"), [("*gsm8k.jsonl.gz", 0.995), ("*math.jsonl.gz", 0.99)]
-)
-def test_agreement_with_the_papers_own_verdicts(pattern, agreement):
-    """The outputs the authors released, with their verdicts; see experiments/regrading.csv."""
-    folder = Path(os.environ.get("RHO1_DATA", "absent"), "rho_released_outputs")
-    files = sorted(folder.glob(pattern))
-    if not files:
-        pytest.skip("set RHO1_DATA to a folder with rho_released_outputs/")
-    for path in files:
-        graded = list(answers.regrade(path))
-        assert sum(g.ours.correct == g.theirs for g in graded) >= agreement * len(graded), path
+def test_what_follows_a_first_answer_is_another_problem():
+    turn = "\n\nQ: How many?\nA: The answer is 9."
+    assert extract("The answer is 4." + turn * 1000) == "4"
+    assert extract(r"It is \boxed{4}." + turn) == "4"
+    assert extract("I wonder." + turn) == "9"

@@ -2,19 +2,15 @@
 
 import json
 import math
-import subprocess
-import sys
 
-import jax
 import numpy as np
 import pytest
 
+from rho1_jax import jsonfile
 from rho1_jax.errors import InputError
 from rho1_jax.evaluation import harness, likelihood
 from rho1_jax.evaluation.scorer import Scorer
 from rho1_jax.evaluation.tasks import documents
-from rho1_jax.models import llama, tokenizer
-from rho1_jax.models.llama import LlamaConfig
 
 GSM8K = [
     {"question": f"What is {i} + 1?", "answer": f"{i} + 1 = <<{i}+1={i + 1}>>{i + 1}\n#### {i + 1}"}
@@ -43,17 +39,6 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def scorer():
-    tok = tokenizer.train(["Question: what is it? Answer: true false 1 2 3"] * 5, 300)
-    config = LlamaConfig(
-        vocab_size=tok.vocab_size, width=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8,
-        ffn_width=32,
-    )  # fmt: skip
-    params = llama.init(config, jax.random.key(0))
-    return Scorer(params, config, tok, batch_size=4, max_length=1024)
-
-
-@pytest.fixture(scope="module")
 def finished(scorer, data_dir, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     settings = {"data_dir": data_dir, "num_fewshot": 1, "max_gen_toks": 4}
@@ -62,10 +47,12 @@ def finished(scorer, data_dir, tmp_path_factory):
 
 def test_results_have_what_they_promise(finished):
     out, results, _ = finished
-    assert results == json.loads((out / "results.json").read_text())
+    assert results == jsonfile.read(out / "results.json")
     assert results["versions"].keys() >= {"lm_eval", "jax", "math-verify"}
     gsm8k, boolq = results["tasks"]["gsm8k"], results["tasks"]["boolq"]
     assert (gsm8k["n"], boolq["n"]) == (3, 2)
+    assert (gsm8k["cut"], gsm8k["solution_cut"], gsm8k["defined_by"]) == (0, 0, "rho1_jax")
+    assert results["context"] == 1024
     assert len(gsm8k["prompts"]) == 64
     assert gsm8k["correct"] == [0.0, 0.0]
     for value in (gsm8k["correct_strict"], boolq["acc"], boolq["acc_norm"]):
@@ -96,30 +83,77 @@ def test_an_unknown_task_names_the_nearest(scorer, data_dir, tmp_path):
 
 
 def test_bad_input_is_one_sentence(data_dir, capsys):
-    assert "tabmwp.jsonl, which" in str(harness._unknown("tabmwp", data_dir, []))
     assert not harness.has_data("tabmwp", data_dir)
     assert harness.has_data("gsm8k", data_dir)
     assert harness.has_data("gsm8k", "")  # from a hub
-    assert harness.main(["--checkpoint=/nowhere", "--tasks=gsm8k"]) == 2
+    assert harness.main(["", "--checkpoint=/nowhere", "--tasks=gsm8k"]) == 2
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_rolling_likelihood_is_the_whole_text_in_windows(scorer):
-    class Request:
-        args = ("true false 1 2 3 " * 10,)
+class FewTasks:
+    """lm-eval's index, without the seconds it takes."""
 
-    short = Scorer(scorer.params, scorer.config, scorer.tokenizer, batch_size=2, max_length=32)
-    (whole,) = harness.as_lm(short).loglikelihood_rolling([Request], disable_tqdm=True)
-    n = len(scorer.encode(Request.args[0]))
-    assert n > 64
-    assert -whole / n == pytest.approx(math.log(300), rel=0.05)
+    all_tasks = ("hellaswag", "arc_easy")
 
 
-def test_the_main_job_does_not_load_lm_eval():
-    code = (
-        "import sys, rho1_jax.main; sys.exit('lm_eval' in sys.modules or 'datasets' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+def test_tasks_are_checked_without_a_model(data_dir, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("lm-eval's tasks were read")
+
+    monkeypatch.setattr(harness, "_manager", refuse)
+    harness.check(["gsm8k", "boolq"], data_dir)
+    harness.check([" gsm8k"])
+    harness.check([])
+    with pytest.raises(InputError, match=rf"tabmwp\.jsonl, which is not in {data_dir}"):
+        harness.check(["gsm8k", "tabmwp"], data_dir)
+    monkeypatch.setattr(harness, "_manager", lambda *_, **__: FewTasks)
+    harness.check(["hellaswag", "gsm8k"], data_dir)
+    harness.check(["arc_easy"])  # lm-eval's own, where no folder is given
+    for wrong, nearest in {
+        "gsm8kk": "gsm8k", "hellaswagg": "hellaswag", "nin": "nine", "_choices": "_*",
+    }.items():  # fmt: skip
+        with pytest.raises(InputError, match=f"no task {wrong}: did you mean {nearest}"):
+            harness.check([wrong], data_dir)
+    with pytest.raises(InputError, match=r"tabmwp needs tabmwp\.jsonl: name a data_dir"):
+        harness.check(["tabmwp"])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--batch_size=3", "--batch_size=3 does not divide over 8 devices: make it a multiple of"),
+        ("--batch_size=0", "--batch_size=0: give at least 1."),
+        ("--limit=0", "--limit=0: give at least 1."),
+        ("--max_gen_toks=0", "--max_gen_toks=0: give at least 1."),
+        ("--num_fewshot=-1", "--num_fewshot=-1: give at least 0."),
+        ("--tasks=,", "--tasks names no task"),
+        ("--data_dir=/nowhere", "gsm8k.jsonl, which is not in /nowhere"),
+        ("--out=/dev/null/x", "--out=/dev/null/x cannot be made"),
+    ],
+)
+def test_a_wrong_option_is_said_before_a_model_is_loaded(option, said, tmp_path, capsys):
+    argv = ["", "--checkpoint=/absent", "--tasks=gsm8k", f"--out={tmp_path}", option]
+    assert harness.main(argv) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_did_not_fit_into_the_context_is_counted_and_said(scorer, data_dir, tmp_path):
+    short = Scorer(scorer.params, scorer.config, scorer.tokenizer, batch_size=4, max_length=48)
+    settings = {"data_dir": data_dir, "num_fewshot": 0, "max_gen_toks": 4}
+    found = harness.evaluate(short, ["gsm8k"], out=tmp_path, **settings)
+    assert found["context"] == 48
+    assert found["tasks"]["gsm8k"]["cut"] == 0
+    assert "did not fit" not in harness.table(found)
+    settings["max_gen_toks"] = 48  # as much as the context
+    found = harness.evaluate(short, ["gsm8k"], out=tmp_path, **settings)
+    assert found["tasks"]["gsm8k"]["cut"] == 3
+    assert "did not fit into 48 tokens" in harness.table(found)
+    assert "gsm8k (3 of 3 items)" in harness.table(found)
+
+
+def test_more_examples_than_a_task_has_are_refused(scorer, data_dir, tmp_path):
+    with pytest.raises(InputError, match="num_fewshot=9: a task has not so many examples"):
+        harness.evaluate(scorer, ["gsm8k"], out=tmp_path, data_dir=data_dir, num_fewshot=9)
 
 
 class Knows(Scorer):
@@ -132,28 +166,12 @@ class Knows(Scorer):
     def encode(self, text):
         return list(text.encode())
 
+    def fits(self, prompt, then):
+        return len(prompt + then) < 8
+
     def score(self, pairs):
         texts = [bytes(continuation).decode() for _, continuation in pairs]
         return [(-1.0 * len(t) + (5.0 if self.right in t else 0.0), False) for t in texts]
-
-
-class Writes(Scorer):
-    """A scorer that writes a program, and what it comes to when it has seen the output."""
-
-    def complete(self, texts, *, stop, **_):
-        assert stop == ["\n\nQ", "```output\n"]
-        if "```output\n42\n```" in texts[0]:
-            return ["It is \\boxed{42}."]
-        return ["```python\nprint(6 * 7)\n```\n"]
-
-
-def test_a_task_with_tools_runs_programs(scorer):
-    class Request:
-        args = ("Q", {"until": ["\n\nQ"], "max_gen_toks": 9, "do_sample": False, "tools": True})
-
-    writes = Writes(scorer.params, scorer.config, scorer.tokenizer)
-    (text,) = harness.as_lm(writes).generate_until([Request], disable_tqdm=True)
-    assert text == "```python\nprint(6 * 7)\n```\n```output\n42\n```\nIt is \\boxed{42}."
 
 
 def test_small_metrics_by_hand():
@@ -167,6 +185,7 @@ def test_small_metrics_by_hand():
     # Item 1: right is 5 nats likelier than both; items 2, 3: one wrong answer is 5 likelier.
     assert found["answer_margin"][0] == pytest.approx((5 - 2.5 - 2.5) / 3)
     assert found["answer_first"][0] == pytest.approx(1 / 3)
+    assert found["solution_cut"] == 3  # of a prompt's letter and 7 of the solution
     assert likelihood.small_metrics(Knows("11"), [("Q", {"question": "of another form"})]) == {}
 
 

@@ -2,11 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rho1_jax.data.loader import Rows
+from rho1_jax.errors import InputError
 from rho1_jax.evaluation import heldout, selected
 from rho1_jax.slm.selection import Selection
 from rho1_jax.slm.step import Batch
@@ -54,11 +56,32 @@ def test_loss_and_bits_per_byte_by_hand():
     assert got["web"]["bits_per_byte"] == pytest.approx(2.0 * 10 / math.log(2) / 30)
 
 
+def test_a_domain_is_one_wait(monkeypatch):
+    """What is left is numbers of the host: to read each by itself would be a wait for each."""
+    waits, get = [], jax.device_get
+    monkeypatch.setattr(jax, "device_get", lambda x: waits.append(x) or get(x))
+
+    def on_device(nats, batch):
+        return {name: jnp.float32(x) for name, x in eval_fn(nats, batch).items()}
+
+    two = {"web": FakeRows(), "books": FakeRows()}
+    heldout.heldout_losses(on_device, 2.0, two, max_rows=99, batch_size=1, put=put)
+    assert [len(sums) for sums in waits] == [3, 3]
+
+
 def test_only_the_first_rows_when_asked():
     got = heldout.heldout_losses(
         eval_fn, 2.0, {"web": FakeRows()}, max_rows=1, batch_size=2, put=put
     )
     assert got["web"]["tokens"] == 4
+
+
+def test_a_domain_without_a_token_to_predict_is_named():
+    def nothing(*_):
+        return {"loss": 0.0, "tokens": 0.0}
+
+    with pytest.raises(InputError, match="held-out rows of web have no token"):
+        heldout.heldout_losses(nothing, 2.0, {"web": FakeRows()}, max_rows=9, batch_size=2, put=put)
 
 
 def test_sample_holds_real_rows_with_each_models_view():

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rho1_jax.errors import InputError
 from rho1_jax.evaluation import scorer as scorer_file
 from rho1_jax.evaluation.scorer import Scorer
-from rho1_jax.models import generate, llama, prefix, tokenizer
+from rho1_jax.models import llama, tokenizer
+from rho1_jax.models.generation import generate, prefix
 from rho1_jax.models.llama import LlamaConfig
 from rho1_jax.training import sharding
 
@@ -109,6 +111,60 @@ def test_a_context_that_is_too_long_is_cut_on_the_left(model, tok):
     ((nats, _),) = short.score([(context, [5, 6])])
     assert nats == pytest.approx(plainly(model, context[-15:], [5, 6])[0], rel=1e-4)
     assert isinstance(short.complete(["xyz " * 50], stop=[], max_new_tokens=4)[0], str)
+
+
+def test_the_context_is_the_models_own(model, tok):
+    params, config = model
+    config = dataclasses.replace(config, max_length=48)
+    assert Scorer(params, config, tok).max_length == 48
+    for wrong in (49, 1, 0, -1):
+        with pytest.raises(InputError, match=f"max_length={wrong}: .* at most 48"):
+            Scorer(params, config, tok, max_length=wrong)
+
+
+def test_a_continuation_longer_than_the_context_is_scored_in_pieces(model, tok):
+    """Each token once: pieces of 8, the last after as much as fits."""
+    short, seen = Scorer(*model, tok, batch_size=2, max_length=8), {}
+    text = list(range(20, 41))
+    results = short.score([([0, 1], text), ([2], text[:3])], seen.__setitem__)
+    whole = [0, 1, *text]
+    pieces = [(whole[1:2], text[:8]), (whole[9:10], text[8:16]), (whole[14:18], text[16:])]
+    expected = sum(plainly(model, *piece)[0] for piece in pieces)
+    assert results[0][0] == pytest.approx(expected, rel=1e-4)
+    assert results[1][0] == pytest.approx(plainly(model, [2], text[:3])[0], rel=1e-4)
+    assert seen == dict(enumerate(results))
+
+
+# asked: new tokens. kept: of the prompt's 40 in a context of 16.
+@pytest.mark.parametrize(
+    ("asked", "kept", "new"), [(4, 12, 4), (8, 8, 8), (15, 8, 8), (16, 8, 8), (99, 8, 8)]
+)
+def test_a_prompt_keeps_room_and_nothing_is_written_beyond_the_context(
+    model, tok, monkeypatch, asked, kept, new
+):
+    prompts = []
+
+    def write(_params, _config, rows, *, max_new_tokens, **_):
+        prompts.extend(rows)
+        return [[70 + i for i in range(max_new_tokens)] for _ in rows]
+
+    monkeypatch.setattr(generate, "generate", write)
+    monkeypatch.setattr(Scorer, "encode", lambda _, text: [ord(c) for c in text])
+    monkeypatch.setattr(tokenizer.Tokenizer, "decode", lambda _, ids: "x" * len(ids))
+    short = Scorer(*model, tok, batch_size=2, max_length=16)
+    long, little = short.complete(["." * 28 + "a" * 12, "ab"], stop=[], max_new_tokens=asked)
+    assert prompts == [([46] * 28 + [97] * 12)[-kept:], [97, 98]]
+    # The other prompt of the batch has more room and gets it.
+    assert (len(long), len(little)) == (new, min(asked, 14))
+
+
+def test_what_fits_is_what_is_neither_cut_nor_shortened(model, tok, monkeypatch):
+    monkeypatch.setattr(Scorer, "encode", lambda _, text: [ord(c) for c in text])
+    short = Scorer(*model, tok, max_length=16)
+    assert short.fits("a" * 10, 6)
+    assert not short.fits("a" * 10, 7)
+    assert short.fits("a" * 10, "b" * 7)  # the last token is scored, not read
+    assert not short.fits("a" * 10, "b" * 8)
 
 
 def test_a_stop_string_ends_a_text(scorer):

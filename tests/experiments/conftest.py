@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.study import Study
+from experiments.lab.study import Study
 from tests.tiny_config import write_texts
 
 

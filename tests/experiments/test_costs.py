@@ -5,8 +5,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import math as math_config
-from experiments import selected_tokens, study, tokens
-from experiments.tokens import Tokens
+from experiments import selected_tokens
+from experiments.lab import study, tokens
+from experiments.lab.tokens import Tokens
 
 RELEVANT = {"select.score": "utility", "select.utility": "relevance"}
 BOTH = {"select.score": "combined", "select.parts": (("excess", 1.0), ("utility", 1.0))}
@@ -16,9 +17,9 @@ BOTH = {"select.score": "combined", "select.parts": (("excess", 1.0), ("utility"
     ("changes", "trained_reference", "passes"),
     [
         ({}, 1, 1), (study.CLM, 0, 0), ({"select.score": "random"}, 0, 0),
-        ({"select.score": "middle"}, 0, 0), ({"select.floor": 0.1}, 1, 1),
-        ({"select.decay": 0.9}, 0, 1),
-        ({"select.decay": 0.9, "select.average_of": "reference"}, 1, 1),
+        ({"select.score": "middle"}, 0, 0), ({"select.unselected_weight": 0.1}, 1, 1),
+        ({"select.ref_ema_decay": 0.9}, 0, 1),
+        ({"select.ref_ema_decay": 0.9, "select.ref_ema_init": "reference"}, 1, 1),
         (RELEVANT, 1, 1), (BOTH | {"select.utility": "relevance"}, 1, 2),
         (BOTH | {"select.utility": "tags:number"}, 1, 1),
         ({"select.score": "utility", "select.utility": "tags:number"}, 0, 0),

@@ -13,44 +13,47 @@ import numpy as np
 import pytest
 
 from experiments import all as everything
-from experiments import (
-    finetuning,
-    general_pretraining,
-    pool,
-    results,
-    self_reference,
-    weak_to_strong,
-)
-from experiments.study import Study
+from experiments import finetuning, general_pretraining, self_reference, weak_to_strong
+from experiments.lab import pool, results, tables
+from experiments.lab.study import Study
 from rho1_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
 COMPARISONS = ("math_pretraining", "general_pretraining", "self_reference", "select_ratio",
                "weak_to_strong", "scoring_functions", "schedules", "utility_scores",
                "finetuning")  # fmt: skip
+OF_EACH_KIND = ("token_dynamics", "math_pretraining", "downstream_correlation", "selected_tokens",
+                "rows_quality", "finetuning")  # fmt: skip
 
 
 @pytest.mark.slow
-def test_two_steps_of_every_experiment_and_the_page(folder, tmp_path):
+@pytest.mark.parametrize(
+    "names", [OF_EACH_KIND, pytest.param(everything.NAMES, marks=pytest.mark.nightly)], ids=len
+)
+def test_two_steps_of_experiments_and_the_page(names, folder, tmp_path):
     for domain in ("web", "code", "math"):
-        shutil.copytree(folder / "data" / "corpus", folder / "data" / domain)
+        shutil.copytree(folder / "data" / "corpus", folder / "data" / domain, dirs_exist_ok=True)
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}  # one device
     options = ["--scale=debug", "--seeds=1", f"--data={folder / 'data'}", f"--out={tmp_path}"]
-    line = [sys.executable, "-m", "experiments.all", *options]
+    code = (
+        "import sys; from experiments import all as everything; from experiments.lab import study; "
+        f"everything.NAMES = {names}; sys.exit(study.main(everything.run, sys.argv, None))"
+    )
+    line = [sys.executable, "-c", code, *options]
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "is left out" not in done.stdout
     page = (tmp_path / "index.html").read_text()
     assert not re.search(r'(src|href)="(?!data:|#)', page)
-    assert page.count("data:image/png;base64,") >= len(everything.NAMES)
-    for name in everything.NAMES:
+    assert page.count("data:image/png;base64,") >= len(names)
+    for name in names:
         assert f'<section id="{name}">' in page
         with (tmp_path / name / "results.csv").open() as f:
             rows = list(csv.DictReader(f))
         assert all(np.isfinite(float(row["loss"])) for row in rows if row.get("loss"))
         assert f"python -m experiments.{name}" in (tmp_path / name / "summary.md").read_text()
         assert list((tmp_path / name).glob("*.png"))
-    for name in COMPARISONS:
+    for name in set(COMPARISONS) & set(names):
         table = (tmp_path / name / "summary.md").read_text()
         for control in ("CLM", "random selection", "CLM on corpus + clean", "(reference)"):
             assert f"| {control} |" in table
@@ -60,10 +63,11 @@ def test_the_page_holds_tables_and_pictures(tmp_path):
     folder = tmp_path / "select_ratio"
     folder.mkdir()
     (folder / "figure.png").write_bytes(b"picture")
-    table = results.table(("", "here <b>"), [("a", ""), ("b", "1.5")])
+    table = tables.markdown(("", "here <b>"), [("a", ""), ("b", "1.5")])
     (folder / "summary.md").write_text(f"{table}\n\n![x](figure.png)\n\n`command`, seeds\n")
     page = everything.page(tmp_path, ["select_ratio"])
-    assert "<tr><th></th><th>here &lt;b&gt;</th></tr><tr><td>a</td><td></td></tr>" in page
+    cells = re.sub(r"\s*</?t(head|body)>\s*|\n", "", page)
+    assert "<tr><th></th><th>here &lt;b&gt;</th></tr><tr><td>a</td><td></td></tr>" in cells
     assert 'src="data:image/png;base64,cGljdHVyZQ=="' in page
     assert "<code>command</code>, seeds" in page
     assert "How many tokens to select?" in page

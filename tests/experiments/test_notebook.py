@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent.parent
 NOTEBOOK = ROOT / "experiments" / "rho1_colab.ipynb"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly  # what its cells call, other tests call
 def test_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.delenv("XLA_FLAGS", raising=False)  # a user has no simulated devices

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import pool, sweep
+from experiments import sweep
+from experiments.lab import pool
 from rho1_jax.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent

@@ -1,4 +1,5 @@
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
+from rho1_jax.models import attention, llama, splash
+from rho1_jax.models.architecture import Architecture
 from rho1_jax.models.attention import causal_attention
 
 
@@ -58,3 +61,34 @@ def test_bfloat16_scores_and_softmax_are_float32():
     rounded = attention(q, k, v)
     assert rounded.dtype == jnp.bfloat16
     np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=0.016)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_dim", "cut", "why"),
+    [("bfloat16", 64, False, None), ("float32", 64, False, "it takes bfloat16, not float32"),
+     ("bfloat16", 256, False, "up to 128 numbers, not of 256"),
+     ("bfloat16", 64, True, "parallelism")],
+)  # fmt: skip
+def test_why_a_gpu_does_not_take_the_faster_kernel(dtype, head_dim, cut, why, monkeypatch, caplog):
+    cuda = types.SimpleNamespace(platform_version="cuda 13000")
+    monkeypatch.setattr(attention, "get_backend", lambda: cuda)
+    attention._not_used.cache_clear()
+    q = jnp.zeros((2, 8, 4, head_dim), dtype)
+    for _ in range(2):  # the reason is said once
+        assert attention._cudnn_fits(q, cut=cut) == (why is None)
+    assert len(caplog.records) == (why is not None)
+    assert (why or "") in caplog.text
+
+
+def test_no_kernel_is_missed_where_parameters_are_drawn(monkeypatch):
+    """Neither is asked whether it fits, so neither says that it does not."""
+
+    def asked(*_args, **_kwargs):
+        raise AssertionError("a kernel was asked")
+
+    monkeypatch.setattr(splash, "fits", asked)
+    monkeypatch.setattr(attention, "_cudnn_fits", asked)
+    shape = Architecture(
+        vocab_size=11, width=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, ffn_width=8
+    )
+    jax.eval_shape(functools.partial(llama.init, shape), jax.random.key(0))

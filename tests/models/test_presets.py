@@ -42,12 +42,12 @@ def test_what_the_counts_do_not_show():
 
 
 def test_overrides():
-    config = presets.get("tiny", vocab_size=300, dtype="bfloat16")
-    assert (config.vocab_size, config.dtype, config.width) == (300, "bfloat16", 128)
+    config = presets.get("tiny", vocab_size=300, window=64)
+    assert (config.vocab_size, config.window, config.width) == (300, 64, 128)
 
 
 def test_a_typo_is_answered_with_the_nearest_name():
     with pytest.raises(InputError, match="did you mean tinyllama-1.1b"):
         presets.get("tinyllama")
-    with pytest.raises(InputError, match="did you mean dtype"):
-        presets.get("tiny", dtyp="bfloat16")
+    with pytest.raises(InputError, match="did you mean width"):
+        presets.get("tiny", widht=64)

@@ -71,7 +71,10 @@ def test_rows_are_cut_over_a_mesh(mesh_shape, window):
     [(AXES, 8, 256, 4, True), (AXES, 8, 200, 4, False), (AXES, 6, 256, 4, False),
      (AXES, 8, 256, 3, False), (CUT, 2, 256, 4, True), (CUT, 2, 384, 4, False)],
 )  # fmt: skip
-def test_fits_where_devices_get_whole_tiles_rows_and_heads(axes, rows, seq_len, kv_heads, fits):
+def test_fits_where_devices_get_whole_tiles_rows_and_heads(
+    axes, rows, seq_len, kv_heads, fits, caplog
+):
+    splash._not_used.cache_clear()
     device = jax.sharding.AbstractDevice("TPU v5p", 2, "tpu")
     mesh = jax.sharding.AbstractMesh(
         (2, 2, 2), (*axes, "tensor"), (AxisType.Auto,) * 3, abstract_device=device
@@ -79,5 +82,7 @@ def test_fits_where_devices_get_whole_tiles_rows_and_heads(axes, rows, seq_len, 
     q, k, *_ = qkv(2 * kv_heads, kv_heads, 64, rows, seq_len)
     with jax.sharding.use_abstract_mesh(mesh):
         assert splash.fits(q, k, axes) == fits
+        assert splash.fits(q, k, axes) == fits
+    assert len(caplog.records) == (not fits)  # the reason, and once
     with jax.set_mesh(jax.make_mesh((2, 2, 2), (*axes, "tensor"), (AxisType.Auto,) * 3)):
         assert not splash.fits(q, k, axes)  # this is no TPU

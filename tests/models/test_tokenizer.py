@@ -11,6 +11,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from rho1_jax.errors import InputError
 from rho1_jax.models import tokenizer
+from rho1_jax.models import words as rules
 
 TEXTS = [
     "Hello 123 world's end.\n\n\tTabs  and   spaces \r\n",
@@ -136,8 +137,9 @@ def test_rules_of_a_tokenizer_json_that_add_or_cut_are_switched_off(bpe, tmp_pat
     )
     inner.enable_truncation(3)
     inner.enable_padding(length=50)
-    inner.save(str(tmp_path / "tokenizer.json"))
-    changed = tokenizer.load(tmp_path)
+    (tmp_path / "changed").mkdir()
+    inner.save(str(tmp_path / "changed" / "tokenizer.json"))
+    changed = tokenizer.load(tmp_path / "changed")
     for ours, expected in zip(changed.encode(TEXTS), bpe.encode(TEXTS), strict=True):
         np.testing.assert_array_equal(ours.ids, expected.ids)
         np.testing.assert_array_equal(ours.starts, expected.starts)
@@ -183,7 +185,7 @@ def test_byte_level_bpe_in_gguf(bpe, tmp_path):
     ],
 )
 def test_each_pre_tokenizer_splits_words_its_own_way(pre, words):
-    split = tokenizer._PRE_TOKENIZERS[pre]()
+    split = rules.BY_NAME[pre]()
     to_text = tokenizers.decoders.ByteLevel()
     found = [to_text.decode([word]) for word, _ in split.pre_tokenize_str("x 12345\n\n (y")]
     assert found == words
@@ -274,3 +276,31 @@ def test_a_text_is_over_where_a_chat_model_ends_its_turn():
     chat = tokenizer.train(["one two three"] * 5, 300)
     chat.__dict__["vocabulary"] = [*chat.vocabulary, None, "<|im_end|>"]
     assert chat.end_ids == [chat.separator_id, chat.vocab_size - 1]
+
+
+@pytest.mark.parametrize("word", ["a", "é", "=", " ", "\n", "7", "AC"])
+def test_words_without_end_teach_nothing(word):
+    texts = ["one two three", "four == five  six 123"] * 20
+    plain = tokenizer.train(texts, 290)
+    endless = tokenizer.train([*texts, word * (rules.LONGEST + 1), word * 10_000], 290)
+    assert endless.fingerprint == plain.fingerprint
+    assert endless.decode(endless.encode([word * 300])[0].ids) == word * 300
+
+
+@pytest.mark.parametrize("at", [0, 1000, -1])
+def test_a_saved_file_that_changed_is_refused(bpe, tmp_path, at):
+    bpe.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    raw = path.read_bytes()
+    flipped = bytearray(raw)
+    flipped[at] ^= 1
+    for damaged in (bytes(flipped), raw[:-1], b""):
+        path.write_bytes(damaged)
+        with pytest.raises(InputError, match="tokenizer.json is damaged, .* run the stage"):
+            tokenizer.load(tmp_path)
+    path.unlink()
+    bpe.save(tmp_path)
+    assert tokenizer.load(tmp_path).fingerprint == bpe.fingerprint
+    (tmp_path / ".tokenizer.json.sha256").unlink()
+    path.write_bytes(raw + b"\n")  # not ours: nothing is known of it
+    assert tokenizer.load(tmp_path).fingerprint == bpe.fingerprint

@@ -1,11 +1,15 @@
 """The same weights in transformers and here give the same logits, losses, files and tokens."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rho1_jax.models import convert, generate, huggingface, llama, load, tokenizer
+from rho1_jax.models import llama, tokenizer
+from rho1_jax.models.formats import convert, huggingface, load
+from rho1_jax.models.generation import generate
 from rho1_jax.slm import losses
 
 torch = pytest.importorskip("torch", reason="PyTorch is the other side of the comparison")
@@ -88,7 +92,7 @@ def test_logits_loss_and_files(case, tokens, tok, tmp_path):
 
     @jax.jit
     def ours(params, tokens):
-        hidden, head = llama.apply(params, tokens, config=config)
+        hidden, head = llama.apply(params, tokens, config=config.computed())
         loss, _ = losses.token_losses(hidden[:, :-1], head, tokens[:, 1:], chunk_tokens=10_000)
         return jnp.einsum("bsd,vd->bsv", hidden, head), loss.mean()
 
@@ -110,6 +114,43 @@ def test_logits_loss_and_files(case, tokens, tok, tmp_path):
         np.testing.assert_array_equal(reopened(batch).logits.numpy(), expected)
 
 
+@pytest.mark.parametrize("case", ["llama-1", "dynamic", "mistral", "smollm3"])
+def test_documents_of_a_packed_row_are_each_alone_to_transformers(case, tmp_path):
+    """Loss and entropy of every target, the separators between documents too, and the gradient."""
+    theirs = theirs_of(case)
+    theirs.save_pretrained(tmp_path / "weights")
+    params, config = huggingface.load(tmp_path / "weights")
+    rng = np.random.default_rng(2)
+    texts = [[0, *rng.integers(1, 264, n), 0] for n in (40, 3, 95, 1)]
+    row = jnp.array([[0, *(token for text in texts for token in text[1:])]])
+    config = config.computed(separator=0)
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def ours(params):
+        apply = functools.partial(llama.apply, config=config)
+        views = losses.next_token_losses(apply, params, row, chunk_tokens=10_000, entropy=True)
+        return views[0].mean(), views
+
+    (_, (loss, entropy)), grads = ours(params)
+    expected, uncertain = [], []
+    for text in texts:
+        ids = torch.tensor([text])
+        logits = theirs(ids[:, :-1]).logits[0]
+        expected.append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+        uncertain.append(torch.distributions.Categorical(logits=logits).entropy())
+    torch.cat(expected).mean().backward()
+    np.testing.assert_allclose(loss[0], torch.cat(expected).detach(), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(entropy[0], torch.cat(uncertain).detach(), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(p.grad)
+    theirs.save_pretrained(tmp_path / "gradients")
+    expected_grads, _ = huggingface.load(tmp_path / "gradients")
+    assert max(np.abs(g).max() for g in jax.tree.leaves(expected_grads)) > 0.1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, expected_grads)
+
+
 @pytest.mark.parametrize("case", ["mistral", "qwen3", "smollm3", "yarn"])
 def test_greedy_tokens_of_ragged_prompts(case, tmp_path):
     """As transformers continues each prompt by itself, past the window and the trained length."""
@@ -118,7 +159,7 @@ def test_greedy_tokens_of_ragged_prompts(case, tmp_path):
     params, config = huggingface.load(tmp_path)
     rng = np.random.default_rng(1)
     prompts = [rng.integers(1, 264, n).tolist() for n in (3, 25, 11)]
-    new = generate.generate(params, config, prompts, max_new_tokens=21)
+    new = generate.generate(params, config.computed(), prompts, max_new_tokens=21)
     for prompt, ours in zip(prompts, new, strict=True):
         expected = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=21, do_sample=False, eos_token_id=None
@@ -187,7 +228,7 @@ def test_smollm2_continues_twenty_prompts_like_transformers(smollm2_gguf):
     )
     params, config, tok = load.load(smollm2_gguf)
     prompts = [encoded.ids.tolist() for encoded in tok.encode(PROMPTS)]
-    new = generate.generate(params, config, prompts, max_new_tokens=64)
+    new = generate.generate(params, config.computed(), prompts, max_new_tokens=64)
     for prompt, ours in zip(prompts, new, strict=True):
         expected = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=64, do_sample=False, eos_token_id=None

@@ -13,7 +13,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rho1_jax.slm import head, rows
-from rho1_jax.slm.scores import Signals
 from rho1_jax.slm.selection import Selection, select
 
 B, S, D, V = 8, 24, 16, 53
@@ -26,11 +25,11 @@ def setup(seed=0):
         "embed": jax.random.normal(keys[1], (V, D)),
         "head": 0.3 * jax.random.normal(keys[2], (V, D)),
     }
-    signals = Signals(
-        jnp.zeros((B, S)),
-        jnp.arange(S) < jnp.array([S, 2, S, S, 0, S, 3, S])[:, None],
-        ref_loss=jax.random.normal(keys[3], (B, S)) + 4.0,
-    )
+    signals = {
+        "loss": jnp.zeros((B, S)),
+        "valid": jnp.arange(S) < jnp.array([S, 2, S, S, 0, S, 3, S])[:, None],
+        "ref_loss": jax.random.normal(keys[3], (B, S)) + 4.0,
+    }
     return params, inputs, jnp.roll(inputs, -1, 1), signals
 
 
@@ -45,7 +44,7 @@ def plain(params, inputs, targets, signals, selection, tied):
         hidden, words = hidden_of(params, inputs, tied)
         log_p = jax.nn.log_softmax(hidden @ words.T)
         loss = -jnp.take_along_axis(log_p, targets[..., None], -1)[..., 0]
-        mask = select(selection, signals._replace(loss=loss))
+        mask = select(selection, {**signals, "loss": loss})
         return jnp.sum(loss, where=mask), mask
 
     return jax.value_and_grad(loss_fn, has_aux=True)(params)
@@ -57,13 +56,13 @@ def selective(params, inputs, targets, signals, selection, tied, chunk_tokens, a
     def loss_fn(params):
         hidden, words = hidden_of(params, inputs, tied)
         loss, logits = head.token_losses(hidden, words, targets, chunk_tokens=chunk_tokens)
-        mask = select(selection, signals._replace(loss=loss))
+        mask = select(selection, {**signals, "loss": loss})
         return (
             head.selected_sum(
                 hidden,
                 words,
                 targets,
-                selection.weights(mask, signals.valid),
+                selection.weights(mask, signals),
                 loss,
                 logits,
                 capacity,
@@ -124,8 +123,9 @@ def test_overflowing_group_goes_through_all_rows(chunk_tokens):
     """All selected tokens on one of four shards: its rows do not fit, and nothing is lost."""
     selection = Selection("reference", 0.25, n_shards=4)
     params, inputs, targets, signals = setup()
-    easy = jnp.where(jnp.arange(B)[:, None] < 2, signals.ref_loss, 50.0 + signals.ref_loss)
-    signals = signals._replace(ref_loss=easy, valid=jnp.ones((B, S), bool))
+    ref_loss = signals["ref_loss"]
+    easy = jnp.where(jnp.arange(B)[:, None] < 2, ref_loss, 50.0 + ref_loss)
+    signals = {**signals, "ref_loss": easy, "valid": jnp.ones((B, S), bool)}
     args = params, inputs, targets, signals, selection, False
     got = jax.jit(lambda p: selective(p, *args[1:], chunk_tokens))(params)
     found = rows.find(got[0][1], rows.capacity(selection, B, S, accumulated=False))

@@ -43,6 +43,47 @@ def test_chunked_equals_plain(chunk_tokens):
         np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
+def plain_divergence(logits, teacher, n):
+    """Of logits [B, S, V]: the n likeliest tokens of the teacher, and all others as one."""
+    log_p, log_q = jax.nn.log_softmax(teacher), jax.nn.log_softmax(logits)
+    known = log_p >= jnp.sort(log_p, -1)[..., -n][..., None]
+    p, q = jnp.exp(log_p), jnp.exp(log_q)
+    rest = [jnp.sum(x, -1, where=~known) for x in (p, q)]
+    return jnp.sum(p * (log_p - log_q), -1, where=known) + rest[0] * jnp.log(rest[0] / rest[1])
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 6, 1000])
+@pytest.mark.parametrize("n", [1, 4, V - 1])
+def test_divergence_from_the_likeliest_tokens_of_another(chunk_tokens, n):
+    """Value and gradients against the formula in float64; all but one token is the whole KL."""
+    hidden, head, _ = setup()
+    teacher = hidden[::-1]
+    top = losses.top_log_probs(teacher, head, n, chunk_tokens=chunk_tokens)
+    weight = jnp.arange(S)
+
+    def total(h, w):
+        kl = losses.top_divergence(h, w, *top, chunk_tokens=chunk_tokens)
+        return jnp.sum(kl * weight), kl
+
+    (_, kl), grads = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(hidden, head)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(np.asarray(x, np.float64)) for x in (hidden, head, teacher)]
+        fixed = wide[2] @ wide[1].T  # the head of the teacher is not differentiated
+
+        def plain(h, w):
+            return plain_divergence(h @ w.T, fixed, n)
+
+        expected = plain(*wide[:2])
+        expected_grads = jax.grad(lambda h, w: jnp.sum(plain(h, w) * weight), argnums=(0, 1))(
+            *wide[:2]
+        )
+    np.testing.assert_allclose(kl, expected, rtol=1e-5, atol=1e-6)
+    for mine, theirs in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-5)
+    same = losses.top_divergence(teacher, head, *top, chunk_tokens=chunk_tokens)
+    np.testing.assert_allclose(same, 0.0, atol=1e-6)
+
+
 def test_no_array_of_all_logits_when_chunked():
     hidden, head, targets = setup()
 

@@ -84,7 +84,8 @@ def test_the_largest_ratio_of_a_schedule_fits():
     fixed = Selection("loss", 0.8)
     found = [rows.capacity(s, 8, 13, accumulated=False) for s in (rising, falling, fixed)]
     assert found[0] == found[1] == found[2]
-    assert rows.capacity(Selection("loss", 0.2, floor=0.1), 8, 13, accumulated=False).rows == 104
+    weighted = Selection("loss", 0.2, unselected_weight=0.1)
+    assert rows.capacity(weighted, 8, 13, accumulated=False).rows == 104
 
 
 def test_gather_and_scatter_stay_on_their_device():

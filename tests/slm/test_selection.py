@@ -1,5 +1,8 @@
 """Selection against a numpy oracle: exact count, ties to the earlier position, padding never."""
 
+import contextlib
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +13,8 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from rho1_jax.errors import InputError
-from rho1_jax.slm.scores import Signals
-from rho1_jax.slm.selection import Selection, select, top_k_mask
+from rho1_jax.slm.scores import SCORES
+from rho1_jax.slm.selection import Domain, Selection, require_keeps_some, select, top_k_mask
 
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 2.5, np.inf, -np.inf, np.nan, 1e-40]
 
@@ -58,7 +61,7 @@ def test_nothing_valid_keeps_nothing():
 
 def signals(loss, **kwargs):
     loss = jnp.asarray(loss, jnp.float32)
-    return Signals(loss, jnp.ones(loss.shape, bool), key=jax.random.key(0), **kwargs)
+    return {"loss": loss, "valid": jnp.ones(loss.shape, bool), **kwargs}
 
 
 def test_scopes_are_different_methods():
@@ -72,6 +75,101 @@ def test_scopes_are_different_methods():
     assert counts["microbatch"] == counts["batch"]  # one microbatch here; see test_step.py
     assert counts["shard"] == [2, 0, 1, 1]
     assert counts["sequence"] == [1, 1, 1, 1]
+
+
+PARTS = (("excess", 1.0), ("middle", 0.5), ("diversity", 0.25))
+
+
+def every_signal(n_rows=8, seq_len=24):
+    """All that a score may read, of random tokens of which some are padding."""
+    keys = jax.random.split(jax.random.key(2), 7)
+    names = ("loss", "ref_loss", "ref_entropy", "utility", "noise")
+    found = {
+        name: jax.random.uniform(key, (n_rows, seq_len))
+        for name, key in zip(names, keys, strict=False)
+    }
+    found["valid"] = jax.random.bernoulli(keys[5], 0.8, (n_rows, seq_len))
+    return found | {"targets": jax.random.randint(keys[6], (n_rows, seq_len), 0, 2)}
+
+
+@pytest.mark.parametrize("score", [*SCORES, "combined", "intersection"])
+@pytest.mark.parametrize(("scope", "rows_each"), [("sequence", 1), ("shard", 2), ("microbatch", 8)])
+def test_tokens_compete_with_those_of_their_group_alone(score, scope, rows_each):
+    """Whatever other groups lie in the batch, and in which order."""
+    s = every_signal()
+    selection = Selection(score, 0.4, scope, PARTS, n_shards=8 // rows_each)
+    mask = select(selection, s)
+    assert 0 < mask.sum() < s["valid"].sum()
+    groups = np.random.default_rng(0).permutation(8 // rows_each)
+    order = (groups[:, None] * rows_each + np.arange(rows_each)).reshape(-1)
+    moved = select(selection, {name: x[order] for name, x in s.items()})
+    np.testing.assert_array_equal(moved, mask[order])
+    alone = Selection(score, 0.4, "batch", PARTS)
+    first = select(alone, {name: x[:rows_each] for name, x in s.items()})
+    np.testing.assert_array_equal(first, mask[:rows_each])
+
+
+@pytest.mark.parametrize("scope", ["batch", "sequence", "shard"])
+@pytest.mark.parametrize("score", ["excess", "combined", "union"])
+def test_domains_with_a_ratio_compete_among_themselves(score, scope):
+    """Each competition against a selection of its own tokens alone, in numpy's order."""
+    s = every_signal()
+    number = np.array([0, 1, 2, 3, 0, 2, 2, 3])
+    domains = tuple(
+        Domain(name, 0.25, ratio) for name, ratio in zip("abcd", (0.0, 0.3, 1.0, 0.0), strict=True)
+    )
+    plain = Selection(score, 0.6, scope, PARTS, n_shards=2)
+    got = select(
+        dataclasses.replace(plain, domains=domains), s | {"domain": jnp.asarray(number)[:, None]}
+    )
+    expected = np.zeros(got.shape, bool)
+    for numbers, ratio in (((0, 3), 0.6), ((1,), 0.3), ((2,), 1.0)):
+        among = jnp.asarray(np.isin(number, numbers))[:, None]
+        alone = dataclasses.replace(plain, ratio=ratio)
+        expected |= np.asarray(select(alone, s | {"valid": s["valid"] & among}))
+    np.testing.assert_array_equal(got, expected)
+    everything = np.asarray(s["valid"])[number == 2]
+    np.testing.assert_array_equal(np.asarray(got)[number == 2], everything)
+    assert (got != select(plain, s)).any()
+    with pytest.raises(InputError, match=r"set Batch\.domain"):
+        select(dataclasses.replace(plain, domains=domains), s)
+
+
+def test_domains_without_a_ratio_change_nothing():
+    s = every_signal() | {"domain": jnp.arange(8)[:, None] % 2}
+    plain = Selection("excess", 0.6)
+    several = dataclasses.replace(plain, domains=(Domain("a", 0.5), Domain("b", 0.5)))
+    np.testing.assert_array_equal(select(several, s), select(plain, s))
+
+
+def test_a_repeated_part_keeps_the_tokens_of_one_with_the_summed_weight():
+    s = every_signal()
+    repeated = Selection("combined", 0.4, parts=(*PARTS, ("excess", 1.0)))
+    once = Selection("combined", 0.4, parts=(("excess", 2.0), *PARTS[1:]))
+    np.testing.assert_array_equal(select(repeated, s), select(once, s))
+    assert (select(once, s) != select(Selection("combined", 0.4, parts=PARTS), s)).any()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "scope", "accumulation", "keeps"),
+    [
+        (0.0001, "batch", 1, False), (0.6, "batch", 1, True), (0.004, "batch", 4, True),
+        (0.004, "microbatch", 4, False), (0.02, "microbatch", 4, True),
+        (0.015, "shard", 4, False), (0.04, "shard", 4, True),
+        (0.01, "sequence", 1, False), (0.02, "sequence", 4, True),
+    ],
+)  # fmt: skip
+def test_a_ratio_of_no_token_at_all_is_refused(ratio, scope, accumulation, keeps):
+    selection = Selection("excess", ratio, scope, n_shards=2)
+    refused = pytest.raises(InputError, match=f"scope={scope}. keeps none")
+    with contextlib.nullcontext() if keeps else refused:
+        require_keeps_some(selection, 8, 32, accumulation)
+
+
+def test_a_ratio_that_grows_or_is_not_used_is_not_refused():
+    require_keeps_some(Selection("excess", 0.0001, final_ratio=0.6), 8, 32)
+    require_keeps_some(Selection("excess", 0.0001, unselected_weight=0.1), 8, 32)
+    require_keeps_some(Selection("all", 0.0001), 8, 32)
 
 
 def test_set_operations_and_their_realised_ratio():
@@ -88,8 +186,8 @@ def test_set_operations_and_their_realised_ratio():
 
 
 def test_all_is_every_valid_token():
-    s = signals([[1.0, 2.0]])._replace(valid=jnp.array([[True, False]]))
-    np.testing.assert_array_equal(select(Selection("all", 1.0), s), s.valid)
+    s = signals([[1.0, 2.0]], valid=jnp.array([[True, False]]))
+    np.testing.assert_array_equal(select(Selection("all", 1.0), s), s["valid"])
 
 
 @pytest.mark.parametrize(("schedule", "third"), [("linear", 0.7666667), ("cosine", 0.8)])
@@ -116,9 +214,9 @@ def test_same_mask_on_one_and_eight_devices(scope):
     # Few distinct values, so that ties cross the borders of the shards.
     s = signals(jax.random.randint(jax.random.key(1), (16, 32), 0, 5))
     mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    spread = jax.device_put(s.loss, NamedSharding(mesh, P("data")))
-    run = jax.jit(lambda loss: select(selection, s._replace(loss=loss)))
-    np.testing.assert_array_equal(run(spread), run(s.loss))
+    spread = jax.device_put(s["loss"], NamedSharding(mesh, P("data")))
+    run = jax.jit(lambda loss: select(selection, {**s, "loss": loss}))
+    np.testing.assert_array_equal(run(spread), run(s["loss"]))
 
 
 @pytest.mark.parametrize(
@@ -131,7 +229,7 @@ def test_same_mask_on_one_and_eight_devices(scope):
         ({"score": "union"}, "name at least two"),
         ({"final_ratio": 1.2}, "select.final_ratio is 1.2"),
         ({"schedule": "cosin"}, "did you mean cosine"),
-        ({"floor": 1.0}, "below 1"),
+        ({"unselected_weight": 1.0}, "below 1"),
     ],
 )
 def test_nonsense_is_one_sentence(kwargs, words):

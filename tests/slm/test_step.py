@@ -9,8 +9,8 @@ import optax
 import pytest
 
 from rho1_jax.errors import InputError
-from rho1_jax.slm import step
-from rho1_jax.slm.scores import Signals
+from rho1_jax.slm import losses, step
+from rho1_jax.slm.scores import SCORES
 from rho1_jax.slm.selection import Selection, select
 from rho1_jax.slm.step import Batch
 
@@ -35,13 +35,15 @@ def batch(**kwargs):
 TX = optax.sgd(1.0)
 
 
+def method(selection, **kwargs):
+    kwargs = {"chunk_tokens": 10_000} | kwargs
+    return step.Method(apply=apply, ref_apply=apply, tx=TX, selection=selection, **kwargs)
+
+
 def run(selection, data=None, *, ref=None, accumulation=1, params=None, steps=1):
     fn = jax.jit(
-        functools.partial(
-            step.train_step, apply=apply, ref_apply=apply, tx=TX, selection=selection,
-            chunk_tokens=10_000, accumulation=accumulation,
-        )
-    )  # fmt: skip
+        functools.partial(step.train_step, method=method(selection, accumulation=accumulation))
+    )
     state = step.init_state(random_params(0) if params is None else params, TX)
     for _ in range(steps):
         state, metrics = fn(
@@ -72,8 +74,8 @@ def test_gradient_is_that_of_the_selected_tokens():
         log_p = jax.nn.log_softmax(hidden @ head.T)
         return -jnp.take_along_axis(log_p, data.tokens[:, 1:, None], -1)[..., 0]
 
-    signals = Signals(plain_losses(random_params(0)), data.valid, plain_losses(random_params(1)))
-    mask = select(selection, signals)
+    loss, ref_loss = (plain_losses(random_params(seed)) for seed in (0, 1))
+    mask = select(selection, {"loss": loss, "valid": data.valid, "ref_loss": ref_loss})
     assert mask.sum() == round(0.5 * float(data.valid.sum()))
     grads = jax.grad(lambda p: jnp.sum(plain_losses(p) * mask) / mask.sum())(random_params(0))
     expected = jax.tree.map(lambda p, g: p - g, random_params(0), grads)
@@ -84,28 +86,29 @@ def test_unselected_tokens_change_nothing():
     """The targets of unselected last positions feed nothing else: changing them must not matter."""
     data, selection = batch(), Selection("reference", 0.5)
     ref_loss = jnp.where(jnp.arange(S) == S - 1, 9.0, jnp.linspace(0, 1, S)) * jnp.ones((B, 1))
-    data = data._replace(ref_loss=ref_loss)
+    data = data._replace(cached={"ref_loss": ref_loss})
     other = data._replace(tokens=data.tokens.at[:, -1].set(0))
     assert (other.tokens != data.tokens).any()
     same(run(selection, data)[0].params, run(selection, other)[0].params)
 
 
 @pytest.mark.parametrize("accumulation", [1, 4])
-def test_unselected_tokens_weigh_the_floor(accumulation):
+def test_unselected_tokens_weigh_the_unselected_weight(accumulation):
     """Against the formula: the weighted mean, by autodiff of a plain implementation."""
-    data, floor = batch(), 0.25
+    data, unselected_weight = batch(), 0.25
 
     def weighted_mean(params):
         hidden, head = apply(params, data.tokens[:, :-1])
         log_p = jax.nn.log_softmax(hidden @ head.T)
         loss = -jnp.take_along_axis(log_p, data.tokens[:, 1:, None], -1)[..., 0]
-        mask = select(Selection("loss", 0.5), Signals(loss, data.valid))
-        weight = jnp.where(mask, 1.0, floor) * data.valid
+        mask = select(Selection("loss", 0.5), {"loss": loss, "valid": data.valid})
+        weight = jnp.where(mask, 1.0, unselected_weight) * data.valid
         return jnp.sum(weight * loss) / weight.sum()
 
     grads = jax.grad(weighted_mean)(random_params(0))
     expected = jax.tree.map(lambda p, g: p - g, random_params(0), grads)
-    state, _ = run(Selection("loss", 0.5, floor=floor), data, accumulation=accumulation)
+    selection = Selection("loss", 0.5, unselected_weight=unselected_weight)
+    state, _ = run(selection, data, accumulation=accumulation)
     close(state.params, expected)
 
 
@@ -125,17 +128,18 @@ def test_a_schedule_that_stays_is_the_plain_selection():
 def test_an_average_of_the_policy_is_its_reference():
     """Two steps by hand: the first against the average it was given, the second against the moved
     one."""
+    selection = Selection("excess", 0.5)
     fn = functools.partial(
-        step.train_step, batch=batch(), key=jax.random.key(5), apply=apply, ref_apply=apply, tx=TX,
-        selection=Selection("excess", 0.5), chunk_tokens=10_000,
-    )  # fmt: skip
-    start = step.init_state(random_params(0), TX, average=random_params(1))
-    first, _ = fn(start, None, decay=0.75)
+        step.train_step, batch=batch(), key=jax.random.key(5), method=method(selection)
+    )
+    following = functools.partial(fn, method=method(selection, ref_ema_decay=0.75))
+    start = step.init_state(random_params(0), TX, ref_ema=random_params(1))
+    first, _ = following(start, None)
     fixed, _ = fn(step.init_state(random_params(0), TX), random_params(1))
     same(first.params, fixed.params)
     moved = jax.tree.map(lambda r, p: 0.75 * r + 0.25 * p, random_params(1), fixed.params)
-    close(first.average, moved)
-    second, metrics = fn(first, None, decay=0.75)
+    close(first.ref_ema, moved)
+    second, metrics = following(first, None)
     by_hand, same_metrics = fn(fixed, moved)
     close(second.params, by_hand.params)
     close(metrics, same_metrics)
@@ -164,12 +168,51 @@ def test_accumulation_equals_one_batch(score, scope):
     close(whole_metrics, parts_metrics)
 
 
+def kept_by_step(selection, data, accumulation):
+    """The mask that a step makes, read off its counts with one token at a time as the useful."""
+    fn = functools.partial(step.train_step, method=method(selection, accumulation=accumulation))
+    state = step.init_state(random_params(0), TX)
+
+    def kept(useful):
+        marked = data._replace(useful=useful)
+        return fn(state, random_params(1), marked, jax.random.key(5))[1]["selected_useful"]
+
+    each_token = jnp.eye(B * S, dtype=bool).reshape(-1, B, S)
+    return jax.jit(jax.vmap(kept))(each_token).reshape(B, S) > 0
+
+
+@pytest.mark.parametrize(
+    ("score", "scope"),
+    # Random is missing: that control draws anew in each microbatch.
+    [(score, "sequence") for score in (*SCORES, "combined") if score != "random"]
+    + [(score, scope) for score in ("excess", "combined") for scope in ("shard", "microbatch")],
+)
+def test_tokens_compete_with_those_of_their_microbatch(score, scope):
+    """Scopes below the batch, against `select` of each microbatch: rows i, i + n, i + 2n, ..."""
+    utility = jax.random.uniform(jax.random.key(3), (B, S))
+    data = batch(cached={"utility": utility})
+    view = functools.partial(losses.next_token_losses, apply, chunk_tokens=10_000)
+    loss, _ = view(random_params(0), data.tokens)
+    ref_loss, ref_entropy = view(random_params(1), data.tokens, entropy=True)
+    signals = {
+        "loss": loss, "ref_loss": ref_loss, "ref_entropy": ref_entropy, "utility": utility,
+        "valid": data.valid, "targets": data.tokens[:, 1:],
+    }  # fmt: skip
+    parts = (("excess", 1.0), ("middle", 0.5), ("diversity", 0.25))
+    selection, n = Selection(score, 0.4, scope, parts, n_shards=2), 4
+    expected = np.zeros((B, S), bool)
+    for i in range(n):
+        expected[i::n] = select(selection, {name: x[i::n] for name, x in signals.items()})
+    np.testing.assert_array_equal(kept_by_step(selection, data, n), expected)
+    if scope == "sequence":  # no matter how the rows are spread
+        np.testing.assert_array_equal(select(selection, signals), expected)
+
+
 def test_the_random_control_draws_anew_in_each_step():
     chosen = [
         step.train_step(
             step.init_state(random_params(0), TX)._replace(step=jnp.int32(at)), None, batch(),
-            jax.random.key(0), apply=apply, ref_apply=apply, tx=TX, chunk_tokens=10_000,
-            selection=Selection("random", 0.5),
+            jax.random.key(0), method=method(Selection("random", 0.5)),
         )[1]["loss_selected"]
         for at in (0, 0, 1)
     ]  # fmt: skip
@@ -179,9 +222,9 @@ def test_the_random_control_draws_anew_in_each_step():
 def test_microbatch_scope_competes_within_the_microbatch():
     data = batch()._replace(valid=jnp.ones((B, S), bool))
     # Rows 0, 2, 4, 6 form the first of two microbatches: make the reference bad at all of them.
-    data = data._replace(ref_loss=jnp.where(jnp.arange(B)[:, None] % 2, 0.0, 100.0) * jnp.ones(S))
+    ref_loss = jnp.where(jnp.arange(B)[:, None] % 2, 0.0, 100.0) * jnp.ones(S)
     useful = jnp.arange(B)[:, None] % 2 * jnp.ones(S) > 0
-    data = data._replace(useful=useful)
+    data = data._replace(useful=useful, cached={"ref_loss": ref_loss})
     _, batch_scope = run(Selection("excess", 0.5, "batch"), data, accumulation=2)
     _, micro_scope = run(Selection("excess", 0.5, "microbatch"), data, accumulation=2)
     assert batch_scope["selected_useful"] == B * S // 2
@@ -191,17 +234,17 @@ def test_microbatch_scope_competes_within_the_microbatch():
 def test_cached_scores_equal_the_live_reference():
     selection = Selection("intersection", 0.6, parts=(("excess", 1.0), ("entropy", 1.0)))
     live, _ = run(selection)
-    fn = functools.partial(step.losses.next_token_losses, apply, random_params(1))
+    fn = functools.partial(losses.next_token_losses, apply, random_params(1))
     ref_loss, ref_entropy = fn(batch().tokens, chunk_tokens=10_000, entropy=True)
-    cached, _ = run(selection, batch(ref_loss=ref_loss, ref_entropy=ref_entropy))
+    cached, _ = run(selection, batch(cached={"ref_loss": ref_loss, "ref_entropy": ref_entropy}))
     close(live, cached)
 
 
 def test_reference_has_no_gradient():
     def loss_after_step(ref):
         state, _ = step.train_step(
-            step.init_state(random_params(0), TX), ref, batch(), jax.random.key(0), apply=apply,
-            ref_apply=apply, tx=TX, selection=Selection("excess", 0.5), chunk_tokens=10_000,
+            step.init_state(random_params(0), TX), ref, batch(), jax.random.key(0),
+            method=method(Selection("excess", 0.5)),
         )  # fmt: skip
         return sum(x.sum() for x in jax.tree.leaves(state.params))
 
@@ -225,7 +268,7 @@ def test_no_valid_token_is_a_zero_update():
 
 def test_a_utility_comes_with_the_batch():
     useful = jnp.arange(S) % 2 == jnp.zeros((B, 1))
-    data = batch(useful=useful, utility=useful.astype(jnp.float32))
+    data = batch(useful=useful, cached={"utility": useful.astype(jnp.float32)})
     _, metrics = run(Selection("utility", 0.3), data)
     assert metrics["selected_useful"] == metrics["selected"] > 0
     with pytest.raises(InputError, match="set select.utility"):
@@ -235,8 +278,8 @@ def test_a_utility_comes_with_the_batch():
 def test_missing_reference_is_one_sentence():
     with pytest.raises(InputError, match="neither a reference model nor cached scores"):
         step.train_step(
-            step.init_state(random_params(0), TX), None, batch(), jax.random.key(0), apply=apply,
-            ref_apply=apply, tx=TX, selection=Selection("excess", 0.5), chunk_tokens=10,
+            step.init_state(random_params(0), TX), None, batch(), jax.random.key(0),
+            method=method(Selection("excess", 0.5), chunk_tokens=10),
         )  # fmt: skip
 
 

@@ -20,7 +20,9 @@ SHAPE = LlamaConfig(
     vocab_size=32, width=16, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, ffn_width=24,
     tied_head=False, batch_axes=sharding.BATCH_AXES,
 )  # fmt: skip
-TX = optimizer.adamw(lambda _: 1e-2, b1=0.9, b2=0.95, weight_decay=0.1, clip=1.0)
+OF = {"b1": 0.9, "b2": 0.95, "weight_decay": 0.1, "clip": 1.0}
+TX = optimizer.of("adamw", lambda _: 1e-2, **OF)
+WIDE = dataclasses.replace(SHAPE, width=128, head_dim=32, ffn_width=160)  # Adafactor factors these
 
 
 def host_batch(rows=8, seq_len=12):
@@ -30,21 +32,21 @@ def host_batch(rows=8, seq_len=12):
     return {"tokens": tokens, "valid": valid}
 
 
-def two_steps(mesh_shape, selection, *, batch=None, accumulation=1):
+def two_steps(mesh_shape, selection, *, batch=None, accumulation=1, tx=TX, shape=SHAPE):
     """Losses and parameters after two steps on a mesh of the first devices."""
     n = int(np.prod(mesh_shape))
     mesh = sharding.make_mesh(*mesh_shape, devices=jax.devices()[:n])
     with jax.set_mesh(mesh):
-        params, ref = (llama.init(SHAPE, jax.random.key(i)) for i in (0, 1))
-        abstract = jax.eval_shape(functools.partial(step.init_state, tx=TX), params)
-        shardings = sharding.state_shardings(abstract, TX, mesh)
-        state = jax.device_put(step.init_state(params, TX), shardings)
+        params, ref = (llama.init(shape, jax.random.key(i)) for i in (0, 1))
+        abstract = jax.eval_shape(functools.partial(step.init_state, tx=tx), params)
+        shardings = sharding.state_shardings(abstract, mesh)
+        state = jax.device_put(step.init_state(params, tx), shardings)
         ref = jax.device_put(ref, shardings.params)
-        apply = functools.partial(llama.apply, config=SHAPE)
+        apply = functools.partial(llama.apply, config=shape)
         fn = jax.jit(
             functools.partial(
-                step.train_step, apply=apply, ref_apply=apply, tx=TX, selection=selection,
-                chunk_tokens=40, accumulation=accumulation,
+                step.train_step,
+                method=step.Method(apply, apply, tx, selection, 40, accumulation),
             ),
             out_shardings=(shardings, None),
         )  # fmt: skip
@@ -65,6 +67,20 @@ def test_eight_devices_equal_one(mesh_shape, score):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, eight)
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("muon", "float32"), ("adafactor", "bfloat16")])
+def test_eight_devices_equal_one_with_every_optimizer(name, dtype):
+    """In bfloat16 a moment's last digit may fall either way: 1/256 of an update of 1e-2."""
+    tx = optimizer.of(name, lambda _: 1e-2, moments_dtype=dtype, **OF)
+    how = {"tx": tx, "shape": WIDE, "batch": host_batch(rows=16)}
+    one = two_steps((1, 1, 1), Selection("excess", 0.4), **how)
+    many = two_steps((2, 2, 2), Selection("excess", 0.4), accumulation=2, **how)
+    atol = 2e-5 if dtype == "float32" else 1e-4
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=atol), one, many)
+    before = llama.init(WIDE, jax.random.key(0))
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one[1], before)
+    assert min(jax.tree.leaves(moved)) > 1e-3
+
+
 def test_accumulation_on_eight_devices_equals_one_batch_on_one():
     batch = host_batch(rows=16)
     one = two_steps((1, 1, 1), Selection("excess", 0.4), batch=batch)
@@ -83,13 +99,38 @@ def mesh():
 
 def test_each_parameter_has_a_rule_and_moments_follow(mesh):
     abstract = jax.eval_shape(functools.partial(step.init_state, tx=TX), abstract_params())
-    shardings = sharding.state_shardings(abstract, TX, mesh)
+    shardings = sharding.state_shardings(abstract, mesh)
     jax.tree.map(lambda a, s: s.shard_shape(a.shape), abstract, shardings)  # all divide
     moments = [
         s.spec for path, s in jax.tree_util.tree_leaves_with_path(shardings.opt_state)
         if "'down'" in jax.tree_util.keystr(path)
     ]  # fmt: skip
     assert moments == [P(None, "tensor", ("fsdp", "sequence"))] * 2
+
+
+def test_states_of_every_optimizer_lie_on_their_part_of_the_devices(mesh):
+    """A moment of a parameter's shape lies as it does; what is smaller, on every device."""
+    found = {}
+    for name in optimizer.OPTIMIZERS:
+        tx = optimizer.of(name, lambda _: 1e-2, moments_dtype="bfloat16", **OF)
+        params = abstract_params(WIDE)
+        abstract = jax.eval_shape(functools.partial(step.init_state, tx=tx), params)
+        placed = sharding.placed(abstract, sharding.state_shardings(abstract, mesh)).opt_state
+        found[name] = {
+            jax.tree_util.keystr(path).split("].")[-1]: (x.shape, str(x.dtype), x.sharding.spec)
+            for path, x in jax.tree_util.tree_leaves_with_path(placed)
+            if "'down'" in jax.tree_util.keystr(path)
+        }
+    down, there = (2, 160, 128), P(None, "tensor", ("fsdp", "sequence"))
+    key = "['layers']['down']"
+    assert found["adamw"] == {
+        f"mu{key}": (down, "bfloat16", there), f"nu{key}": (down, "float32", there)
+    }  # fmt: skip
+    assert found["muon"] == {f"mu{key}": (down, "bfloat16", there)}
+    assert found["adafactor"] == {
+        f"v_row{key}": ((2, 128), "float32", P()), f"v_col{key}": ((2, 160), "float32", P()),
+        f"v{key}": ((1,), "float32", P()), f"ema{key}": (down, "bfloat16", there),
+    }  # fmt: skip
 
 
 def test_parameter_without_a_rule_is_an_error(mesh):

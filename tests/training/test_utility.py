@@ -30,6 +30,13 @@ def test_relevance_is_high_where_the_states_are_those_of_the_clean_text():
     assert got[0, 2:].max() < 0.5
 
 
+def test_states_are_thinned_before_they_are_gathered():
+    table = jnp.arange(10.0)[:, None] * jnp.ones(3)
+    tokens = jnp.arange(10)[None]
+    got = utility.states(lambda params, inputs: (params[inputs], None), table, tokens, every=4)
+    np.testing.assert_array_equal(got[0, :, 0], [0, 4, 8])
+
+
 def test_parse():
     assert taggers.parse_utility("relevance") == ("relevance", ())
     assert taggers.parse_utility("tags:number,latex") == ("tags", ("number", "latex"))

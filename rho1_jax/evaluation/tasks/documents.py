@@ -4,10 +4,10 @@ A document: `question`; `gold`, the answer; `target`, a solution that ends with 
 is a choice, `choices` and `label`, the index of the right one.
 """
 
+import atexit
 import functools
 import json
 import re
-import secrets
 import string
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,16 @@ def grade(document: Document, results: list[str]) -> dict[str, float]:
 
 def run_tests(document: Document, results: list[str]) -> dict[str, float]:
     """Does the program pass the document's `tests`, in the sandbox?"""
-    end = secrets.token_hex()  # a program that leaves early has not passed
-    program = f"{document['head']}{results[0]}\n{document['tests']}\nprint('\\n{end}')\n"
-    return {"passed": float(_sandbox().run(program).text.endswith(f"\n{end}\n"))}
+    program = document["head"] + results[0]
+    return {"passed": float(_sandbox().passes(program, document["tests"]))}
 
 
 @functools.cache
 def _sandbox() -> tools.Sandbox:
-    return tools.Sandbox()
+    """One for all documents, for as long as this process lives."""
+    sandbox = tools.Sandbox()
+    atexit.register(sandbox.close)
+    return sandbox
 
 
 def _right(document: Document, answer: str | None) -> bool:
