@@ -1,7 +1,10 @@
 """SIGTERM and Ctrl-C: finish the step in hand, save, say how to resume."""
 
 import contextlib
+import functools
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 
 import jax
@@ -20,6 +23,9 @@ class Interrupted(BaseException):
         super().__init__(saved)
         self.signum = signum
         self.saved = saved
+
+
+_SOON = 0.01  # seconds
 
 
 class StopSignal:
@@ -66,9 +72,35 @@ class StopSignal:
     def installed(self) -> Iterator["StopSignal"]:
         """Handle both signals while inside; only possible in the main thread."""
         signals = (signal.SIGTERM, signal.SIGINT)
+        _come_again_if_swallowed()
         before = {s: signal.signal(s, self.handle) for s in signals}
         try:
             yield self
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
+
+
+@functools.cache
+def _come_again_if_swallowed() -> None:
+    """From here on an Interrupted that no caller can see comes once more, a moment later.
+
+    What is raised in a destructor or in a callback of the garbage collector goes no further: the
+    interpreter would print it, and the run go on.
+    """
+    unraisable = sys.unraisablehook
+
+    def hook(what: "sys.UnraisableHookArgs") -> None:
+        if not isinstance(what.exc_value, Interrupted):
+            return unraisable(what)
+        timer = threading.Timer(_SOON, _send_again, (what.exc_value.signum,))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = hook
+
+
+def _send_again(signum: int) -> None:
+    handler = signal.getsignal(signum)
+    if isinstance(getattr(handler, "__self__", None), StopSignal):  # else the run has ended
+        signal.pthread_kill(threading.main_thread().ident, signum)

@@ -65,11 +65,12 @@ def quiet() -> Iterator[None]:
 
 @functools.cache
 def _hide_lost_reads() -> None:
-    """From here on the interpreter does not print that a read found its event loop closed.
+    """From here on nothing is printed of reads that nobody waits for.
 
-    A slow read may find it long after the one that failed has been told of, in a thread of its own.
-    uvloop prints such an error twice, by both hooks.
+    A slow one may fail, or find its event loop closed, long after the one that failed first has
+    been told of, in a thread of its own. uvloop prints such an error twice, by both hooks.
     """
+    logging.getLogger("asyncio").addFilter(_no_lost_read)
     unraisable, uncaught = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = lambda what: None if _of_a_read(what.exc_value) else unraisable(what)
     sys.excepthook = lambda kind, error, trace: (
@@ -79,3 +80,10 @@ def _hide_lost_reads() -> None:
 
 def _of_a_read(error: BaseException | None) -> bool:
     return "Event loop is closed" in str(error) or "while reading array index" in str(error)
+
+
+def _no_lost_read(record: logging.LogRecord) -> bool:
+    """False for asyncio's word that nobody fetched a read's error."""
+    error = record.exc_info[1] if record.exc_info else None
+    of_a_read = _of_a_read(error) or "tensorstore_spec" in str(error)
+    return not (of_a_read and "never retrieved" in record.getMessage())

@@ -34,3 +34,19 @@ def test_a_read_that_ends_late_prints_nothing(capsys):
     for told, error in ((False, RuntimeError("Event loop is closed")), (True, ValueError("other"))):
         sys.excepthook(type(error), error, None)
         assert bool(capsys.readouterr().err) == told
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "told"),
+    [
+        ("Task exception was never retrieved", ValueError("x [tensorstore_spec={}]"), False),
+        ("Task exception was never retrieved", RuntimeError("Event loop is closed"), False),
+        ("Task exception was never retrieved", ValueError("another task"), True),
+        ("Executing took long", ValueError("x [tensorstore_spec={}]"), True),
+    ],
+)
+def test_asyncio_does_not_tell_of_a_late_read(caplog, message, error, told):
+    with orbax_reads.quiet():
+        pass
+    logging.getLogger("asyncio").error(message, exc_info=error)
+    assert bool(caplog.records) == told
