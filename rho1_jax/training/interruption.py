@@ -92,7 +92,8 @@ def _come_again_if_swallowed() -> None:
 
     def hook(what: "sys.UnraisableHookArgs") -> None:
         if not isinstance(what.exc_value, Interrupted):
-            return unraisable(what)
+            unraisable(what)
+            return
         timer = threading.Timer(_SOON, _send_again, (what.exc_value.signum,))
         timer.daemon = True
         timer.start()
@@ -102,5 +103,6 @@ def _come_again_if_swallowed() -> None:
 
 def _send_again(signum: int) -> None:
     handler = signal.getsignal(signum)
-    if isinstance(getattr(handler, "__self__", None), StopSignal):  # else the run has ended
-        signal.pthread_kill(threading.main_thread().ident, signum)
+    main = threading.main_thread().ident
+    if main and isinstance(getattr(handler, "__self__", None), StopSignal):  # the run goes on
+        signal.pthread_kill(main, signum)
