@@ -7,7 +7,6 @@ are the embedded experiment's; values from the paper are marked so where they ar
 """
 
 import difflib
-import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,23 +16,20 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from rho1_jax import config_schema
-from rho1_jax.config_schema import ENTRIES, RENAMED, STAGES, Entry
+from rho1_jax.config_schema import BY_KEY, DOMAINS, KEYS, RENAMED, STAGES
 from rho1_jax.data.corpora import Source
-from rho1_jax.errors import InputError, require_known, shown
+from rho1_jax.errors import InputError, require_known
 from rho1_jax.models.presets import PRESETS
 from rho1_jax.slm import outside
 from rho1_jax.slm.selection import Selection, mixture
 
-_ENTRIES = {entry.key: entry for entry in ENTRIES}
-_DOMAINS = ("data.corpus", "data.clean")
-_KEYS = tuple(key for key in _ENTRIES if "*" not in key and key not in _DOMAINS)
 _MOST_TOKENS = 2**31  # of a batch: they are counted in int32
 
 
 def default_config() -> ConfigDict:
     """Every key of a config, unlocked."""
     c = ConfigDict()
-    for key, entry in _ENTRIES.items():
+    for key, entry in BY_KEY.items():
         *sections, name = key.split(".")
         if "*" in sections:
             continue
@@ -42,7 +38,7 @@ def default_config() -> ConfigDict:
             if section not in place:
                 place[section] = ConfigDict()
             place = place[section]
-        place[name] = ConfigDict() if key in _DOMAINS else entry.default
+        place[name] = ConfigDict() if key in DOMAINS else entry.default
     return c
 
 
@@ -117,6 +113,8 @@ def needs_reference(config: ConfigDict) -> bool:
     s = selection(config, n_shards=1)
     if s.needs_utility and config.select.utility == "relevance":
         return True
+    if config.score.source:
+        return False
     if follows_policy(config) and config.select.ref_ema_init == "policy":
         return False
     return s.needs_reference
@@ -135,7 +133,7 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 def bound_part(config: ConfigDict, stage: str) -> dict[str, Any]:
     """What decides the output of a stage of STAGES, as plain JSON values by key "a.b.c"."""
     require_known("stage", stage, STAGES)
-    values = {k: v for k, v in _leaves(config) if _entry(k).bound(config, stage)}
+    values = {k: v for k, v in _leaves(config) if config_schema.entry_of(k).bound(config, stage)}
     named = (config.select.score, *(name for name, _ in config.select.parts))
     if "select.score" in values:
         values |= {f"source of {n}": outside.source_digest(n) for n in named if outside.named(n)}
@@ -170,7 +168,7 @@ def require_known_keys(config: ConfigDict, overrides: Sequence[str]) -> None:
         within = next((k for k in known if k.startswith(key + ".")), None)
         if within:
             raise InputError(f"--config.{key} is a section: set a key of it, --config.{within}.")
-        if key in _DOMAINS:
+        if key in DOMAINS:
             raise InputError(f"--config.{key} names no domain yet: add one in the config's file.")
         nearest = difflib.get_close_matches(key[:100], known, n=1, cutoff=0.0)
         hint = f": did you mean --config.{nearest[0]}?" if nearest else "."
@@ -181,19 +179,19 @@ def require_values(config: ConfigDict) -> None:
     """InputError unless the config has every key and no other, each with a value it may have."""
     values = flat(config)
     for key in values:
-        _entry(key)  # what is misspelt or renamed is missing under its right name, too
-    for key in _KEYS:
+        config_schema.entry_of(key)  # a misspelt or renamed one is missing under its name, too
+    for key in KEYS:
         if key not in values:
             raise InputError(f"The config has no {key}: start from config.default_config().")
-    for section in _DOMAINS:
+    for section in DOMAINS:
         domains = config.data.get(section.split(".")[1])
-        _ENTRIES[section].kind.require(section, domains, None)
+        BY_KEY[section].kind.require(section, domains, None)
         for name in domains:
-            _ENTRIES["name"].kind.require(f"The name of a domain of {section}", name, "web")
+            BY_KEY["name"].kind.require(f"The name of a domain of {section}", name, "web")
             if not {f"{section}.{name}.{field}" for field in source("")} <= values.keys():
                 raise InputError(f"{section}.{name} is no source: write config.source('files:*').")
     for key, value in values.items():
-        entry = _entry(key)
+        entry = config_schema.entry_of(key)
         entry.kind.require(key, value, entry.default)
 
 
@@ -305,7 +303,21 @@ def _require_some_kept(c: ConfigDict, s: Selection) -> None:
         )
 
 
+def _given_scores_suffice(c: ConfigDict) -> None:
+    asks = {
+        "score.cached=False": not c.score.cached,
+        f"select.ref_ema_decay={c.select.ref_ema_decay}": follows_policy(c),
+        f"select.distill_weight={c.select.distill_weight}": c.select.distill_weight > 0,
+        "select.utility=relevance": c.select.utility == "relevance",
+    }
+    for key in (key for key, asked in asks.items() if asked and c.score.source):
+        raise InputError(
+            f"score.source gives scores, but {key} asks a model: leave one of them at its default."
+        )
+
+
 def _reference_is_there(c: ConfigDict) -> None:
+    _given_scores_suffice(c)
     clean = any(weight > 0 for weight in (d.weight for d in c.data.clean.values()))
     if c.select.utility == "relevance" and not clean:
         raise InputError(
@@ -327,22 +339,6 @@ def _leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
-
-
-@functools.cache
-def _entry(key: str) -> Entry:
-    """The entry of a key; InputError, with the nearest, if there is none."""
-    parts = key.split(".")
-    domain = ".".join(parts[:2]) in _DOMAINS and len(parts) == 4
-    found = _ENTRIES.get(".".join([*parts[:2], "*", parts[3]]) if domain else key)
-    if found is not None:
-        return found
-    if ".".join(parts[:2]) in _DOMAINS:
-        raise InputError(f"{key} is no field of a source: write config.source('files:*').")
-    if key in RENAMED:
-        raise InputError(f"{key} is called {RENAMED[key]} now.")
-    nearest = difflib.get_close_matches(key[:100], _KEYS, n=1, cutoff=0.0)[0]
-    raise InputError(f"The config's {shown(key)} is not a key: did you mean {nearest}?")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ docs/config.md. A new key is one entry here.
 """
 
 import dataclasses
+import difflib
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from rho1_jax.config_values import (
     Utility,
     YesNo,
 )
+from rho1_jax.errors import InputError, shown
 from rho1_jax.models.presets import PRESETS
 from rho1_jax.slm import scores
 from rho1_jax.slm.selection import SCHEDULES, SCOPES, SET_OPERATIONS
@@ -221,6 +224,9 @@ ENTRIES: tuple[Entry, ...] = (
           FROM_SCORE),
     Entry("score.entropy", False, YesNo(), "Also store the reference's predictive entropy.",
           ("score",)),
+    Entry("score.source", "", Text("a Parquet file, or a folder of such", empty=True),
+          "The reference's scores, computed elsewhere, in the place of a reference of this run. "
+          "Free, since scores are bound to what is in the files."),
     Entry("score.batch_size", 32, ROWS, "Scored or evaluated at once, over all devices."),
 
     Entry("select.score", "excess", Score(("all", *scores.SCORES, "combined", *SET_OPERATIONS)),
@@ -280,12 +286,31 @@ ENTRIES: tuple[Entry, ...] = (
           ("tensor", 1, "each layer is split"))),
 )  # fmt: skip
 
+BY_KEY = {entry.key: entry for entry in ENTRIES}
+DOMAINS = ("data.corpus", "data.clean")
+KEYS = tuple(key for key in BY_KEY if "*" not in key and key not in DOMAINS)
 # Old name -> the name today.
 RENAMED = {
     "select.floor": "select.unselected_weight",
     "select.decay": "select.ref_ema_decay",
     "select.average_of": "select.ref_ema_init",
 }
+
+
+@functools.cache
+def entry_of(key: str) -> Entry:
+    """The entry of a key; InputError, with the nearest, if there is none."""
+    parts = key.split(".")
+    domain = ".".join(parts[:2]) in DOMAINS and len(parts) == 4
+    found = BY_KEY.get(".".join([*parts[:2], "*", parts[3]]) if domain else key)
+    if found is not None:
+        return found
+    if ".".join(parts[:2]) in DOMAINS:
+        raise InputError(f"{key} is no field of a source: write config.source('files:*').")
+    if key in RENAMED:
+        raise InputError(f"{key} is called {RENAMED[key]} now.")
+    nearest = difflib.get_close_matches(key[:100], KEYS, n=1, cutoff=0.0)[0]
+    raise InputError(f"The config's {shown(key)} is not a key: did you mean {nearest}?")
 
 
 def page() -> str:

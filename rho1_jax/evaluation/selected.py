@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rho1_jax import files
-from rho1_jax.data.loader import Rows, ordered_batches
+from rho1_jax.data.loader import Rows, batches_of
 from rho1_jax.errors import InputError
 from rho1_jax.slm import scores
 from rho1_jax.slm.selection import Selection, select
@@ -26,26 +26,28 @@ def sample(
     domains: Sequence[Rows],
     score_fns: Mapping[str, Callable[[Batch], Mapping[str, Any]]],
     *,
-    rows_each: int,
+    row_ids: Sequence[np.ndarray],
     batch_size: int,
     put: Callable[[dict[str, np.ndarray]], Batch],
     numbers: Sequence[int] = (),
+    known: Sequence[Mapping[str, np.ndarray]] = (),
 ) -> dict[str, np.ndarray]:
-    """The first `rows_each` rows of each domain, and what models make of them.
+    """The rows row_ids of each domain, and what models make of them.
 
     score_fns: prefix -> function of a batch to {"ref_loss", "ref_entropy"} (training/scoring.py) of
     one model: "" for the policy, "ref_" for the reference; "utility" -> that of {"utility"}.
     numbers: of the domains in `Selection.domains`, for "domain" [R].
+    known: of each domain what is known of its rows beforehand, such as "ref_loss" [n_rows, S].
     Returns "tokens" [R, S+1], "valid" and (if all domains know it) "useful" [R, S], per model
     prefix + "loss" and prefix + "entropy", and "utility" where it is asked for [R, S].
     """
     parts = []
-    for rows, number in itertools.zip_longest(domains, numbers):
-        for batch in ordered_batches(
-            rows, batch_size=batch_size, stop_row=min(rows_each, len(rows))
-        ):
+    for rows, ids, number, values in itertools.zip_longest(domains, row_ids, numbers, known):
+        for batch in batches_of(rows, ids, batch_size=batch_size):
             placed, real = put(batch), batch["row"] >= 0
             part = {name: batch[name][real] for name in TRUTH if name in batch}
+            for name, x in (values or {}).items():
+                part[name] = x[batch["row"][real]].astype(np.float32)
             if number is not None:
                 part["domain"] = np.full(real.sum(), number, np.int32)
             for prefix, score_fn in score_fns.items():

@@ -96,21 +96,25 @@ def _selection(ws: Workspace) -> dict[str, Any]:
 
 def _sample(ws: Workspace, policy: Model, ref: Model | None) -> dict[str, np.ndarray]:
     """Held-out rows [R, S+1] of what is trained on, with what policy and reference make of them
-    [R, S]."""
-    heldout = ws.heldout_rows()
-    names = [n for n in config_lib.mean_shares(ws.config) if n in heldout][:SAMPLE_ROWS]
-    trained, known = [heldout[name] for name in names], [d.name for d in ws.selection.domains]
+    [R, S]. Where scores are given, they are of rows that are trained on, and so are these."""
+    given = (ws.cached_scores() or {}) if ws.given_scores else {}
+    rows = ws.train_rows(ws.config.data.corpus) if given else ws.heldout_rows()
+    names = [n for n in config_lib.mean_shares(ws.config) if n in rows][:SAMPLE_ROWS]
+    numbered = [d.name for d in ws.selection.domains]
+    each = min(SAMPLE_ROWS // max(len(names), 1), ws.config.eval.rows)
+    ids = {name: ws.visited_rows[name] if given else np.arange(len(rows[name])) for name in names}
     views = {"": policy} if ref is None else {"": policy, "ref_": ref}
     score_fns = {prefix: loss_fn(ws, model, entropy=True) for prefix, model in views.items()}
     if ws.selection.needs_utility:
         score_fns["utility"] = utility_fn(ws, lambda: ref or models.reference(ws))
     return selected.sample(
-        trained,
+        [rows[name] for name in names],
         score_fns,
-        rows_each=min(SAMPLE_ROWS // max(len(trained), 1), ws.config.eval.rows),
+        row_ids=[ids[name][:each] for name in names],
         batch_size=ws.config.score.batch_size,
         put=ws.put_whole,
-        numbers=[known.index(name) for name in names] if known else (),
+        numbers=[numbered.index(name) for name in names] if numbered else (),
+        known=[given[name] for name in names] if given else (),
     )
 
 

@@ -31,7 +31,8 @@ def lines(ws: Workspace, *, compiled: bool = False) -> list[str]:
         found.append(("reference", _amount(ws, "reference")))
     n = planned_steps(ws, "train")
     if ws.caches_scores:
-        found.append(("score", f"at most {n * c.train.batch_size:,} rows"))
+        given = f", from {ws.given_scores}" if ws.given_scores else ""
+        found.append(("score", f"at most {n * c.train.batch_size:,} rows{given}"))
     found.append(("train", _amount(ws, "train")))
     if ws.options.baseline:
         found.append(("baseline", f"{_amount(ws, 'train')}, of which every token counts"))
@@ -90,7 +91,7 @@ def flops(ws: Workspace) -> dict[str, float]:
     if ws.has_reference and not c.reference.init:
         rows = planned_steps(ws, "reference") * c.reference.batch_size
         found["reference"] = rows * length * program.flops_per_token(policy, None, length)
-    if ws.caches_scores:
+    if ws.caches_scores and not ws.given_scores:
         found["score"] = trained * float(llama.flops_per_token(ref, length))
     live = ref if program.scores_in_step(c) else None
     found["train"] = trained * program.flops_per_token(policy, live, length)

@@ -34,6 +34,8 @@ def run(ws: Workspace) -> None:
         why = f"select.score={c.select.score} reads none"
         if ws.selection.needs_reference:
             why = "it is a moving average of the policy, from the policy's start"
+        if ws.given_scores:
+            why = f"its scores are given, in {ws.given_scores}"
         return say("reference", f"{why}, skipped")
     if c.reference.init:
         tokenizer.require_same(ws.tokenizer, ws.named_model(c.reference.init).tokenizer)

@@ -72,4 +72,5 @@ def _passage(ws: Workspace, sample: Mapping[str, np.ndarray], row: int) -> dict[
         for name in ("loss", "ref_loss", "score", "selected")
     }
     ids = sample["tokens"][row, 1:][valid]
-    return {"title": f"Held-out row {row}", "pieces": ws.tokenizer.pieces(ids), **columns}
+    title = f"{'Training' if ws.given_scores else 'Held-out'} row {row}"
+    return {"title": title, "pieces": ws.tokenizer.pieces(ids), **columns}

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from rho1_jax.data import loader, ref_scores, taggers
+from rho1_jax.data import given_scores, loader, ref_scores, taggers
 from rho1_jax.pipeline import models
 from rho1_jax.pipeline.models import Model
 from rho1_jax.pipeline.workspace import Workspace, say
@@ -27,8 +27,10 @@ ScoreFn = Callable[[Batch], Mapping[str, Any]]
 
 
 def check(ws: Workspace) -> None:
-    """InputError if the batches do not fit the devices."""
+    """InputError if the batches do not fit the devices, or given scores lack what is read."""
     sharding.require_divisible(ws.config.score.batch_size, 1, ws.mesh, "score")
+    if ws.given_scores:
+        given_scores.require(ws.given_scores, ws.score_fields)
 
 
 def run(ws: Workspace) -> None:
@@ -116,12 +118,31 @@ def _score_rows(
         if not todo.size:
             say("score", f"{name} is finished, skipped")
             continue
+        if folder == "scores" and ws.given_scores:
+            score = functools.partial(_taken, fields)
+            batches = given_scores.batches(ws.given_scores, name, rows, todo, fields)
+        else:
+            score = functools.partial(_scored, score_fn(), ws.put)
+            size = ws.config.score.batch_size
+            batches = loader.batches_of(rows, todo, batch_size=size, **ws.parts)
         scoring.score_rows(
-            score_fn(),
-            loader.batches_of(rows, todo, batch_size=ws.config.score.batch_size, **ws.parts),
+            score,
+            batches,
             writer,
-            put=ws.put,
             n_rows=todo.size,
             label=f"score {name}",
             stop=ws.stop,
         )
+
+
+def _scored(
+    score_fn: ScoreFn,
+    put: Callable[[Mapping[str, np.ndarray]], Batch],
+    batch: dict[str, np.ndarray],
+) -> Mapping[str, Any]:
+    return score_fn(put(batch))
+
+
+def _taken(fields: Sequence[str], batch: dict[str, np.ndarray]) -> Mapping[str, Any]:
+    """The scores that a batch brings itself."""
+    return {field: batch[field] for field in fields}

@@ -80,7 +80,7 @@ def of_policy(ws: Workspace) -> Training:
         reference=functools.partial(models.reference, ws) if in_step else None,
         later_flops=plan.flops(ws)["baseline"],
         scores=ws.cached_scores,
-        binding={"reference": ws.digest("reference")} if ws.has_reference else {},
+        binding={"reference": ws.reference_digest} if ws.reference_digest else {},
     )
 
 

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rho1_jax import config as config_lib
-from rho1_jax.data import corpora, loader, ref_scores
+from rho1_jax.data import corpora, given_scores, loader, ref_scores
 from rho1_jax.errors import InputError
 from rho1_jax.models import tokenizer
 from rho1_jax.models.formats import load
@@ -219,11 +219,24 @@ class Workspace:
             raise InputError(f"{folder} holds no model yet: run the stage that trains it first.")
         return folder
 
+    @functools.cached_property
+    def reference_digest(self) -> str | None:
+        """What tells this run's reference, or the scores it was given, from others'; None where it
+        has neither."""
+        if self.given_scores:
+            return given_scores.digest(self.given_scores)
+        return self.digest("reference") if self.has_reference else None
+
+    @property
+    def given_scores(self) -> str:
+        """Where the reference's scores lie that are not computed here; "" if they are."""
+        return self.config.score.source if self.caches_scores else ""
+
     def score_binding(self, rows: loader.Rows, kind: str) -> dict[str, str]:
         """What cached scores of `rows` belong to; kind: "scores" or "utility"."""
         binding = {"rows": rows.fingerprint}
-        if self.has_reference:
-            binding["reference"] = self.digest("reference")
+        if self.reference_digest:
+            binding["reference"] = self.reference_digest
         if kind == "utility":
             binding["utility"] = self.config.select.utility
         return binding

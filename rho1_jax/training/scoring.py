@@ -28,11 +28,10 @@ def score_step(
 
 
 def score_rows(
-    score_fn: Callable[[Batch], Mapping[str, jax.Array | np.ndarray]],
+    score_fn: Callable[[dict[str, np.ndarray]], Mapping[str, jax.Array | np.ndarray]],
     batches: Iterable[dict[str, np.ndarray]],
     writer: ScoreWriter | None,
     *,
-    put: Callable[[dict[str, np.ndarray]], Batch],
     n_rows: int,
     label: str,
     stop: StopSignal,
@@ -46,7 +45,7 @@ def score_rows(
     pending, signum = None, None
     with stop.defer(), tqdm(total=n_rows, desc=label, unit="row", mininterval=1.0) as bar:
         for i, batch in enumerate(batches):
-            scored = score_fn(put(batch))
+            scored = score_fn(batch)
             if pending is not None:
                 bar.update(_write(writer, *pending))
             pending = (batch["row"], scored)

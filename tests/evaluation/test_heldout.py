@@ -89,12 +89,22 @@ def test_sample_holds_real_rows_with_each_models_view():
         return {"ref_loss": batch.tokens[:, 1:] * 1.0, "ref_entropy": batch.tokens[:, 1:] * 2.0}
 
     got = selected.sample(
-        [FakeRows(), FakeRows()], {"": score_fn, "ref_": score_fn}, rows_each=3, batch_size=2,
-        put=put,
+        [FakeRows(), FakeRows()], {"": score_fn, "ref_": score_fn}, row_ids=[np.arange(3)] * 2,
+        batch_size=2, put=put,
     )  # fmt: skip
     assert got["tokens"].shape == (6, 5)
     assert {"loss", "entropy", "ref_loss", "ref_entropy", "valid", "useful"} <= got.keys()
     np.testing.assert_array_equal(got["loss"], got["tokens"][:, 1:])
+
+
+def test_sample_holds_what_is_known_of_its_rows():
+    known = {"ref_loss": np.arange(12, dtype=np.float16).reshape(3, 4)}
+    got = selected.sample(
+        [FakeRows()], {"": lambda batch: {"ref_loss": batch.tokens[:, 1:]}},
+        row_ids=[np.array([0, 2])], batch_size=4, put=put, known=[known],
+    )  # fmt: skip
+    np.testing.assert_array_equal(got["ref_loss"], [[0, 1, 2, 3], [8, 9, 10, 11]])
+    np.testing.assert_array_equal(got["tokens"][:, 0], [0, 2])
 
 
 def sample(**kwargs):

@@ -77,7 +77,7 @@ def programs(
         found["initial"] = Around(program.initial(policy, mesh).lower(key), 0, chips)
     if config_lib.needs_reference(c) and not c.reference.init:
         found["reference"] = _reference_step(c, policy, mesh, key)
-    if program.caches_scores(c):
+    if program.caches_scores(c) and not c.score.source:
         entropy = "ref_entropy" in program.score_fields(c)
         top = built.method.selection.top
         score_fn = program.score_fn(
