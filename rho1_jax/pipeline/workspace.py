@@ -219,13 +219,17 @@ class Workspace:
             raise InputError(f"{folder} holds no model yet: run the stage that trains it first.")
         return folder
 
-    @functools.cached_property
+    @property
     def reference_digest(self) -> str | None:
         """What tells this run's reference, or the scores it was given, from others'; None where it
         has neither."""
         if self.given_scores:
-            return given_scores.digest(self.given_scores)
+            return self._given_digest
         return self.digest("reference") if self.has_reference else None
+
+    @functools.cached_property
+    def _given_digest(self) -> str:
+        return given_scores.digest(self.given_scores)
 
     @property
     def given_scores(self) -> str:
