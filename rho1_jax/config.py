@@ -7,7 +7,6 @@ are the embedded experiment's; values from the paper are marked so where they ar
 """
 
 import difflib
-import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -149,11 +148,6 @@ def first_difference(there: Mapping[str, Any], here: Mapping[str, Any]) -> str |
         if a != b:
             return f"{key} ({a!r}, {b!r})"
     return None
-
-
-def digest(value: Any) -> str:
-    """Hex sha256 of plain JSON values."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def require_known_keys(config: ConfigDict, overrides: Sequence[str]) -> None:

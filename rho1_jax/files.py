@@ -41,7 +41,7 @@ def write(path: Path, content: str | bytes) -> None:
 
 def seal(path: Path) -> None:
     """Keep the checksum of `path` beside it, as `sha256sum --check` reads it."""
-    write(_seal(path), f"{_sha256(path)}  {path.name}\n")
+    write(_seal(path), f"{sha256(path)}  {path.name}\n")
 
 
 def unseal(path: Path) -> None:
@@ -58,7 +58,7 @@ def require_sealed(path: Path, otherwise: str) -> None:
         raise InputError(
             f"{path} is gone, only its checksum {_seal(path).name} is there: {otherwise}."
         )
-    if _seal(path).read_bytes()[:64] != _sha256(path).encode():
+    if _seal(path).read_bytes()[:64] != sha256(path).encode():
         raise InputError(
             f"{path} is damaged, its checksum is not the one in {_seal(path).name}: {otherwise}."
         )
@@ -73,6 +73,7 @@ def _seal(path: Path) -> Path:
     return path.with_name(f".{path.name}.sha256")
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hex, of the file's bytes."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

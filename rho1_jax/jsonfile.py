@@ -35,9 +35,19 @@ def read(path: Path) -> dict[str, Any]:
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
     """The object with a checksum of itself, which `read` checks and takes off."""
-    return value | {_SEAL: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()}
+    return value | {_SEAL: digest(value)}
+
+
+def digest(value: Any) -> str:
+    """Hex sha256 of plain JSON values, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write(path: Path, value: dict[str, Any]) -> None:
     """Whole or not at all (files.py)."""
     files.write(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write`, with the checksum that `read` checks."""
+    write(path, sealed(value))

@@ -23,3 +23,13 @@ from jaxtyping import install_import_hook  # noqa: E402
 
 # Every jaxtyping annotation of the package is checked at run time while the tests run.
 install_import_hook("rho1_jax", "beartype.beartype")
+
+import pytest  # noqa: E402
+
+from tests import tiny_config  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """The folder of text that tests/tiny_config.py reads."""
+    return tiny_config.write_texts(tmp_path_factory.mktemp("text"))

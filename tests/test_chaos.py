@@ -6,12 +6,6 @@ import pytest
 
 from tests.chaos import kills
 from tests.chaos.disturbances import OF_DISKS, SIGNALS
-from tests.tiny_config import write_texts
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 @pytest.mark.slow

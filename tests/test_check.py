@@ -8,12 +8,6 @@ from rho1_jax import check, main
 from tests import tiny_config
 from tests.chaos import damage
 from tests.chaos.damage import flip_a_bit
-from tests.tiny_config import write_texts
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,6 @@ import pytest
 
 from rho1_jax.training.checkpoint import load_model
 from tests import launcher
-from tests.tiny_config import write_texts
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 def arguments(texts, workdir, *more):

@@ -54,11 +54,6 @@ def params_of(workdir):
 
 
 @pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
-
-
-@pytest.fixture(scope="module")
 def straight(texts, tmp_path_factory):
     """A run that nothing disturbed: (folder, what it printed)."""
     workdir = tmp_path_factory.mktemp("straight")

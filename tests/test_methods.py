@@ -16,15 +16,9 @@ from rho1_jax.models.formats import load, weights
 from rho1_jax.pipeline import models
 from rho1_jax.slm import outside
 from tests import tiny_config
-from tests.tiny_config import write_texts
 
 ROOT = Path(__file__).parent.parent
 STAGES = ("prepare", "reference", "score", "train", "evaluate")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 def run(texts, folder, stages=STAGES, mixed=False, **changes):

@@ -255,4 +255,4 @@ def _sums(loss: Any, batch: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def _digest(value: Any) -> str:
-    return config_lib.digest(value)[:16]
+    return jsonfile.digest(value)[:16]

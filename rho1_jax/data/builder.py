@@ -7,8 +7,6 @@ of a domain is written last and holds the sha256 of every file of its rows.
 
 import errno
 import functools
-import hashlib
-import json
 import logging
 import os
 import shutil
@@ -24,6 +22,7 @@ from rho1_jax.data.corpora import Source
 from rho1_jax.data.packing import SPLITS, PackedRows, Packer
 from rho1_jax.data.tokens import Tokenizer
 from rho1_jax.errors import InputError
+from rho1_jax.files import sha256
 
 _log = logging.getLogger("rho1_jax")
 
@@ -70,7 +69,7 @@ def prepare(
         raise
     manifest = {"domain": domain, "binding": binding, "files": files} | built
     # Last: without it the folder counts as unfinished.
-    jsonfile.write(folder / "manifest.json", jsonfile.sealed(manifest))
+    jsonfile.write_sealed(folder / "manifest.json", manifest)
     n_tokens = sum(split["tokens"] for split in manifest["splits"].values())
     rate = n_tokens / (time.monotonic() - start)
     print(f"{domain}: built ({_said(manifest)}; {rate:,.0f} tokens/s)", flush=True)
@@ -189,7 +188,7 @@ def _kept(
     if old["files"] == files:
         return old
     touched = old | {"files": files}  # the same inside: spare the next hashing
-    jsonfile.write(folder / "manifest.json", jsonfile.sealed(touched))
+    jsonfile.write_sealed(folder / "manifest.json", touched)
     return touched
 
 
@@ -200,7 +199,7 @@ def _hashed_files(source: Source, root: str | Path, known: list[dict]) -> list[d
     for path, _ in corpora.source_files(source, root):
         key = (str(path), *_stat(path))
         files.append(dict(zip(("path", "size", "mtime_ns"), key, strict=True)))
-        files[-1]["sha256"] = hashes.get(key) or _sha256(path)
+        files[-1]["sha256"] = hashes.get(key) or sha256(path)
     return files
 
 
@@ -208,12 +207,7 @@ def _sources_hash(source: Source, files: list[dict[str, Any]]) -> str:
     if source.scheme == "builtin":
         return builtin.fingerprint(source.place)
     listing = [(Path(file["path"]).name, file["sha256"]) for file in files]
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return jsonfile.digest(listing)
 
 
 # Whether the rows are whole
@@ -239,7 +233,7 @@ def _problem(path: Path, digest: str) -> str | None:
 def _known_sha256(path: Path, size: int, mtime_ns: int) -> str:
     """Once for each state of a file: every stage of a process opens the same rows."""
     del size, mtime_ns
-    return _sha256(path)
+    return sha256(path)
 
 
 def _said_whole(domain: str, folder: Path) -> bool:

@@ -7,7 +7,6 @@ reference's `ref_loss` in nats or `ref_logprob`, its negative, and where it is a
 columns and rows that training does not read are passed over.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rho1_jax import files, jsonfile
 from rho1_jax.data.loader import Rows
 from rho1_jax.errors import InputError
 
@@ -32,18 +32,14 @@ def require(source: str, fields: Sequence[str]) -> None:
 
 def digest(source: str) -> str:
     """What tells the files at `source` from others', wherever they lie: of all their bytes."""
-    found = hashlib.sha256()
-    for path in _files(source):
-        with path.open("rb") as stream:
-            found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()
+    return jsonfile.digest([files.sha256(path) for path in _files(source)])
 
 
-def batches(
-    source: str, domain: str, rows: Rows, row_ids: np.ndarray, fields: Sequence[str]
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yields {"row": [n], field: float32 [n, S] for each of `fields`} until every row of row_ids
-    came once, in the order of the files.
+def read(
+    source: str, fields: Sequence[str], domain: str, rows: Rows, row_ids: np.ndarray
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Yields row numbers [n] and {field: float32 [n, S] for each of `fields`} until every row of
+    row_ids came once, in the order of the files.
 
     Raises:
         InputError: a row has other tokens than ours, a value that is no score, or none at all.
@@ -65,13 +61,13 @@ def batches(
 
 def _files(source: str) -> list[Path]:
     place = Path(source)
-    files = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
-    if not files or not files[0].is_file():
+    found = sorted(place.rglob("*.parquet")) if place.is_dir() else [place]
+    if not found or not found[0].is_file():
         raise InputError(
             f"score.source={source} is neither a Parquet file nor a folder that holds any: name "
             "what was written, or leave it empty to score here."
         )
-    return files
+    return found
 
 
 def _columns(path: Path, fields: Sequence[str]) -> dict[str, str]:
@@ -104,7 +100,7 @@ def _wanted(table: pa.RecordBatch, domain: str, left: set[int]) -> pa.RecordBatc
 
 def _checked(
     path: Path, table: pa.RecordBatch, rows: Rows, columns: dict[str, str]
-) -> dict[str, np.ndarray]:
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     numbers = table["row"].to_numpy()
     ours: list[dict[str, Any]] = rows.__getitems__(numbers.tolist())
     tokens = np.stack([row["tokens"] for row in ours])
@@ -115,7 +111,7 @@ def _checked(
             "score the rows that were packed here, with the same tokenizer."
         )
     real = np.arange(rows.seq_len) < np.array([row["length"] for row in ours])[:, None]
-    found = {"row": numbers}
+    found = {}
     for field, column in columns.items():
         values = _matrix(path, table, column, numbers, tokens.shape[1])[:, 1:].astype(np.float32)
         values = np.where(real, -values if column == "ref_logprob" else values, 0.0)
@@ -128,7 +124,7 @@ def _checked(
                 "of nats of 0 or more."
             )
         found[field] = values
-    return found
+    return numbers, found
 
 
 def _matrix(

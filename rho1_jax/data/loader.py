@@ -3,8 +3,6 @@
 A batch is a pure function of (seed, step), so the position of a run is one integer.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,8 +32,7 @@ class Rows:
         self._n: int = manifest["splits"][split]["rows"]
         self.name = name
         self.seq_len: int = manifest["binding"]["seq_len"]
-        bound = json.dumps([manifest["binding"], split], sort_keys=True)
-        self.fingerprint = hashlib.sha256(bound.encode()).hexdigest()
+        self.fingerprint = jsonfile.digest([manifest["binding"], split])
 
     def __len__(self) -> int:
         return self._n

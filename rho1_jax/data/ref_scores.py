@@ -214,7 +214,7 @@ def _begin(folder: Path, manifest: dict[str, Any]) -> None:
     for name in (*manifest["fields"], _CHECKS):
         shape, dtype = _stored_as(manifest, name)
         np.lib.format.open_memmap(_path(folder, name), "w+", np.dtype(dtype), shape).flush()
-    jsonfile.write(folder / "manifest.json", jsonfile.sealed(manifest))
+    jsonfile.write_sealed(folder / "manifest.json", manifest)
 
 
 def _forget_damage(folder: Path, manifest: dict[str, Any]) -> None:

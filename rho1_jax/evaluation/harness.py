@@ -120,7 +120,7 @@ def evaluate(
         "seconds": seconds,
         "tasks": summaries,
     }
-    jsonfile.write(out / "results.json", jsonfile.sealed(results))
+    jsonfile.write_sealed(out / "results.json", results)
     return results
 
 

@@ -1,7 +1,6 @@
 """Causal attention: the flash attention of TPU and CUDA where it fits, else blocks of einsum."""
 
 import functools
-import logging
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,6 @@ from rho1_jax.models import blockwise, placement, splash
 from rho1_jax.models.placement import Axes
 
 _BLOCK = 128
-_log = logging.getLogger("rho1_jax")
 
 
 def causal_attention(
@@ -66,29 +64,23 @@ def _cudnn_fits(q: Array, *, cut: bool) -> bool:
     """Whether this is traced for CUDA, and cuDNN takes it; else why it does not is logged once."""
     if "cuda" not in get_backend().platform_version:
         return False
+    not_used = functools.partial(placement.kernel_not_used, "GPU", "cuDNN")
     if cut:
-        _not_used("context parallelism (mesh.sequence) has no kernel there")
+        not_used("context parallelism (mesh.sequence) has no kernel there")
     elif q.dtype != jnp.bfloat16:
-        _not_used(f"it takes bfloat16, not {q.dtype}")
+        not_used(f"it takes bfloat16, not {q.dtype}")
     elif q.shape[-1] % 8 or q.shape[-1] > 128:
-        _not_used(f"it takes heads of a multiple of 8 up to 128 numbers, not of {q.shape[-1]}")
+        not_used(f"it takes heads of a multiple of 8 up to 128 numbers, not of {q.shape[-1]}")
     else:
         return True
     return False
-
-
-@functools.cache  # once for each reason
-def _not_used(why: str) -> None:
-    _log.warning("attention on this GPU is einsum, not the faster cuDNN kernel: %s", why)
 
 
 def _one_cpu() -> bool:
     """Whether what a row holds may decide what is computed: on one device, since others would wait
     for its rows, and no accelerator, which would ask the host."""
     mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
-    platform = device.platform if device else jax.default_backend()
-    return platform == "cpu" and (mesh.empty or mesh.size == 1)
+    return placement.platform() == "cpu" and (mesh.empty or mesh.size == 1)
 
 
 def _attend_in_blocks(

@@ -5,6 +5,8 @@ first, and each row along its length (context parallelism) over the last, where 
 Over all other axes heads, feed-forward and vocabulary are.
 """
 
+import functools
+import logging
 import math
 
 import jax
@@ -13,6 +15,21 @@ from jaxtyping import Array
 
 Axes = tuple[str, ...] | None
 SEQUENCE = "sequence"
+_log = logging.getLogger("rho1_jax")
+
+
+def platform() -> str:
+    """Of the devices in use, also where a mesh only describes them (planning/aot.py): "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
+@functools.cache  # once for each reason
+def kernel_not_used(device: str, kernel: str, why: str) -> None:
+    """Say that attention is slower than it could be."""
+    _log.warning(
+        "attention on this %s is einsum, not the faster %s kernel: %s", device, kernel, why
+    )
 
 
 def split(batch_axes: Axes) -> tuple[tuple[str, ...], tuple[str, ...]]:

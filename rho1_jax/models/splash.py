@@ -5,7 +5,6 @@ Where rows are cut, it runs one on its own queries, against the keys and values 
 """
 
 import functools
-import logging
 import math
 from typing import Any
 
@@ -19,7 +18,6 @@ from jaxtyping import Array, Float, Int32
 from rho1_jax.models import placement
 from rho1_jax.models.placement import Axes
 
-_log = logging.getLogger("rho1_jax")
 _BLOCKS = (512, 256, 128)  # queries, and keys, of a tile: the largest that divides a device's
 
 
@@ -28,26 +26,21 @@ def fits(q: Array, k: Array, batch_axes: Axes) -> bool:
 
     The devices are those of the mesh in use, also where they are only described (planning/aot.py).
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    device = mesh.abstract_device
-    if (device.platform if device else jax.default_backend()) != "tpu":
+    if placement.platform() != "tpu":
         return False
+    mesh = jax.sharding.get_abstract_mesh()
     rows, sequence, heads = (math.prod(mesh.shape[a] for a in axes) for axes in _split(batch_axes))
     tile = sequence * _BLOCKS[-1]
+    not_used = functools.partial(placement.kernel_not_used, "TPU", "splash")
     if q.shape[1] % tile:
-        _not_used(f"the sequence length is no multiple of {tile}")
+        not_used(f"the sequence length is no multiple of {tile}")
     elif q.shape[0] % rows:
-        _not_used(f"rows do not divide over {rows} devices")
+        not_used(f"rows do not divide over {rows} devices")
     elif k.shape[2] % heads:
-        _not_used(f"key-value heads do not divide over {heads} devices")
+        not_used(f"key-value heads do not divide over {heads} devices")
     else:
         return True
     return False
-
-
-@functools.cache  # once for each reason
-def _not_used(why: str) -> None:
-    _log.warning("attention on this TPU is einsum, not the faster splash kernel: %s", why)
 
 
 def attention(

@@ -62,7 +62,7 @@ def begin(folder: Path, config: ConfigDict) -> None:
         jsonfile.read(folder / "config.json")  # what is damaged is not written over
     require_same(folder, config)
     plain = json.loads(config.to_json_best_effort())
-    jsonfile.write(folder / "config.json", jsonfile.sealed(plain))
+    jsonfile.write_sealed(folder / "config.json", plain)
     _write_environment(folder)
 
 
@@ -101,7 +101,7 @@ def bind(folder: Path, config: ConfigDict, stage: str) -> None:
         return
     bound, part = _bound(folder), config_lib.bound_part(config, stage)
     if bound.get(stage) != part:
-        jsonfile.write(folder / "bound.json", jsonfile.sealed(bound | {stage: part}))
+        jsonfile.write_sealed(folder / "bound.json", bound | {stage: part})
 
 
 def release(folder: Path, stage: str, keys: Iterable[str]) -> None:
@@ -111,7 +111,7 @@ def release(folder: Path, stage: str, keys: Iterable[str]) -> None:
         return
     free = {f"{stage}.{key}" for key in keys}
     part = {key: None if key in free else value for key, value in bound[stage].items()}
-    jsonfile.write(folder / "bound.json", jsonfile.sealed(bound | {stage: part}))
+    jsonfile.write_sealed(folder / "bound.json", bound | {stage: part})
 
 
 def require_shared(folder: Path, config: ConfigDict) -> None:
@@ -166,4 +166,4 @@ def _write_environment(folder: Path) -> None:
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "versions": {name: metadata.version(name) for name in PACKAGES},
     }
-    jsonfile.write(path, jsonfile.sealed(environment))
+    jsonfile.write_sealed(path, environment)

@@ -40,7 +40,7 @@ def run(ws: Workspace) -> None:
     binding = {name: ws.digest(name) for name in loaders if not (follows and name == "reference")}
     binding |= {name: rows.fingerprint for name, rows in ws.heldout_rows().items()}
     asked = [*c.eval.tasks, c.eval.data_dir, c.eval.limit, c.eval.rows]
-    binding["tasks"] = config_lib.digest(asked)
+    binding["tasks"] = jsonfile.digest(asked)
     finished = out.exists() and samples.exists() and jsonfile.read(out)["binding"] == binding
     if hosts.of_first(finished):
         return say(f"{ws.label}evaluate", "finished, skipped")
@@ -74,7 +74,7 @@ def run(ws: Workspace) -> None:
         files.seal(samples)
         if c.eval.tasks:
             result["tasks"] = _benchmarks(ws, params, shape)
-        jsonfile.write(out, jsonfile.sealed(result))
+        jsonfile.write_sealed(out, result)
 
     return hosts.once(judge)
 
@@ -97,12 +97,14 @@ def _selection(ws: Workspace) -> dict[str, Any]:
 def _sample(ws: Workspace, policy: Model, ref: Model | None) -> dict[str, np.ndarray]:
     """Held-out rows [R, S+1] of what is trained on, with what policy and reference make of them
     [R, S]. Where scores are given, they are of rows that are trained on, and so are these."""
-    given = (ws.cached_scores() or {}) if ws.given_scores else {}
+    given = bool(ws.given_scores)
     rows = ws.train_rows(ws.config.data.corpus) if given else ws.heldout_rows()
     names = [n for n in config_lib.mean_shares(ws.config) if n in rows][:SAMPLE_ROWS]
     numbered = [d.name for d in ws.selection.domains]
     each = min(SAMPLE_ROWS // max(len(names), 1), ws.config.eval.rows)
-    ids = {name: ws.visited_rows[name] if given else np.arange(len(rows[name])) for name in names}
+    there = ws.visited_rows if given else {name: np.arange(len(rows[name])) for name in rows}
+    ids = {name: numbers[:each] for name, numbers in there.items()}
+    known = (ws.cached_scores(ids) or {}) if given else {}
     views = {"": policy} if ref is None else {"": policy, "ref_": ref}
     score_fns = {prefix: loss_fn(ws, model, entropy=True) for prefix, model in views.items()}
     if ws.selection.needs_utility:
@@ -110,11 +112,11 @@ def _sample(ws: Workspace, policy: Model, ref: Model | None) -> dict[str, np.nda
     return selected.sample(
         [rows[name] for name in names],
         score_fns,
-        row_ids=[ids[name][:each] for name in names],
+        row_ids=[ids[name] for name in names],
         batch_size=ws.config.score.batch_size,
         put=ws.put_whole,
         numbers=[numbered.index(name) for name in names] if numbered else (),
-        known=[given[name] for name in names] if given else (),
+        known=[known[name] for name in names] if known else (),
     )
 
 

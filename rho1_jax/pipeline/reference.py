@@ -74,6 +74,6 @@ def _judged(ws: Workspace) -> Mapping[str, Mapping[str, float]]:
         params, shape = load_model(ws)
         measured = models.heldout_fn(ws, shape)(params)
         losses[name] = {domain: result["loss"] for domain, result in measured.items()}
-    judged = jsonfile.sealed({"binding": binding, "losses": losses})
-    hosts.once(lambda: jsonfile.write(path, judged))
+    judged = {"binding": binding, "losses": losses}
+    hosts.once(lambda: jsonfile.write_sealed(path, judged))
     return losses

@@ -5,7 +5,7 @@ that score return whole arrays, whatever part of the batch a host holds.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,8 @@ CENTROID_ROWS = 64  # training rows of each domain, at most, that relevance is m
 STATES_PER_ROW = 128  # hidden states of each of them
 
 ScoreFn = Callable[[Batch], Mapping[str, Any]]
+Results = tuple[np.ndarray, Mapping[str, Any]]  # row numbers of a batch, and their scores
+Scored = Callable[[str, loader.Rows, np.ndarray], Iterable[Results]]  # of a domain, rows of it
 
 
 def check(ws: Workspace) -> None:
@@ -38,16 +40,18 @@ def run(ws: Workspace) -> None:
     c = ws.config
     ref = functools.cache(lambda: models.reference(ws))
     if ws.selection.needs_utility:
-        _score_rows(ws, "utility", ("utility",), lambda: utility_fn(ws, ref))
+        _score_rows(ws, "utility", ("utility",), _computed(ws, lambda: utility_fn(ws, ref)))
     if not ws.selection.needs_reference:
         return say("score", f"select.score={c.select.score} reads no reference, skipped")
     if not ws.caches_scores:
         return say("score", "the reference runs in every training step, nothing to keep")
-    entropy = "ref_entropy" in ws.score_fields
-    top = ws.selection.top
-    return _score_rows(
-        ws, "scores", ws.score_fields, lambda: loss_fn(ws, ref(), entropy=entropy, top=top)
-    )
+    fields, top = ws.score_fields, ws.selection.top
+    if ws.given_scores:
+        scored: Scored = functools.partial(given_scores.read, ws.given_scores, fields)
+    else:
+        entropy = "ref_entropy" in fields
+        scored = _computed(ws, lambda: loss_fn(ws, ref(), entropy=entropy, top=top))
+    return _score_rows(ws, "scores", fields, scored)
 
 
 def loss_fn(ws: Workspace, model: Model, *, entropy: bool, top: int = 0) -> ScoreFn:
@@ -95,11 +99,20 @@ def utility_fn(ws: Workspace, ref: Callable[[], Model]) -> ScoreFn:
     return lambda batch: {"utility": relevance(params, batch.tokens, *near)}
 
 
-def _score_rows(
-    ws: Workspace, folder: str, fields: Sequence[str], score_fn: Callable[[], ScoreFn]
-) -> None:
-    """Every row that training will read, scored into `folder`/DOMAIN."""
+def _computed(ws: Workspace, score_fn: Callable[[], ScoreFn]) -> Scored:
+    """What `score_fn()` makes of rows; it is called when the first rows are missing."""
     score_fn = functools.cache(score_fn)
+
+    def scored(_name: str, rows: loader.Rows, todo: np.ndarray) -> Iterable[Results]:
+        size, score = ws.config.score.batch_size, score_fn()
+        batches = loader.batches_of(rows, todo, batch_size=size, **ws.parts)
+        return ((batch["row"], score(ws.put(batch))) for batch in batches)
+
+    return scored
+
+
+def _score_rows(ws: Workspace, folder: str, fields: Sequence[str], scored: Scored) -> None:
+    """Every row that training will read, scored into `folder`/DOMAIN."""
     all_rows = ws.train_rows(ws.config.data.corpus)
     for name, row_ids in ws.visited_rows.items():
         rows = all_rows[name]
@@ -118,31 +131,6 @@ def _score_rows(
         if not todo.size:
             say("score", f"{name} is finished, skipped")
             continue
-        if folder == "scores" and ws.given_scores:
-            score = functools.partial(_taken, fields)
-            batches = given_scores.batches(ws.given_scores, name, rows, todo, fields)
-        else:
-            score = functools.partial(_scored, score_fn(), ws.put)
-            size = ws.config.score.batch_size
-            batches = loader.batches_of(rows, todo, batch_size=size, **ws.parts)
         scoring.score_rows(
-            score,
-            batches,
-            writer,
-            n_rows=todo.size,
-            label=f"score {name}",
-            stop=ws.stop,
+            scored(name, rows, todo), writer, n_rows=todo.size, label=f"score {name}", stop=ws.stop
         )
-
-
-def _scored(
-    score_fn: ScoreFn,
-    put: Callable[[Mapping[str, np.ndarray]], Batch],
-    batch: dict[str, np.ndarray],
-) -> Mapping[str, Any]:
-    return score_fn(put(batch))
-
-
-def _taken(fields: Sequence[str], batch: dict[str, np.ndarray]) -> Mapping[str, Any]:
-    """The scores that a batch brings itself."""
-    return {field: batch[field] for field in fields}

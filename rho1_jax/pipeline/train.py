@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from rho1_jax import config as config_lib
+from rho1_jax import jsonfile
 from rho1_jax.data import loader
 from rho1_jax.errors import InputError
 from rho1_jax.models.llama import LlamaConfig
@@ -117,7 +117,7 @@ def _fit(ws: Workspace, training: Training) -> None:
     rows = ws.train_rows(training.domains)
     steps = n_steps(t, sum(map(len, rows.values())))
     fingerprints = {name: r.fingerprint for name, r in rows.items()}
-    binding = {**training.binding, "rows": config_lib.digest(fingerprints)}
+    binding = {**training.binding, "rows": jsonfile.digest(fingerprints)}
 
     kept = {"keep": c.checkpoint.keep, "decays_after": decays_after(t, steps)}
     with Checkpoints(training.folder, **kept) as checkpoints:

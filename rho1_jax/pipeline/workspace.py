@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from rho1_jax import config as config_lib
+from rho1_jax import jsonfile
 from rho1_jax.data import corpora, given_scores, loader, ref_scores
 from rho1_jax.errors import InputError
 from rho1_jax.models import tokenizer
@@ -210,7 +211,7 @@ class Workspace:
         c = self.config
         if c.model.init:
             return self.named_model(c.model.init).digest
-        return config_lib.digest([c.seed, c.model.preset, self.tokenizer.vocab_size])
+        return jsonfile.digest([c.seed, c.model.preset, self.tokenizer.vocab_size])
 
     def model_folder(self, model: str) -> Path:
         """Where the trained "policy" or the "reference" lies; InputError if it is not there."""
@@ -245,9 +246,11 @@ class Workspace:
             binding["utility"] = self.config.select.utility
         return binding
 
-    def cached_scores(self) -> Scores | None:
-        """The finished scores of all rows that training will read, if it reads any; InputError if
-        some are missing."""
+    def cached_scores(self, row_ids: Mapping[str, np.ndarray] | None = None) -> Scores | None:
+        """The finished scores, if training reads any; InputError if some are missing.
+
+        row_ids: by domain, of which rows; None: of all that training will read.
+        """
         wanted = {}
         if self.caches_scores:
             wanted["scores"] = self.score_fields
@@ -261,7 +264,7 @@ class Workspace:
             found[name] |= ref_scores.open_scores(
                 self.folder / kind / name,
                 fields=fields,
-                row_ids=self.visited_rows[name],
+                row_ids=(row_ids or self.visited_rows)[name],
                 binding=self.score_binding(rows[name], kind),
             )
         return found

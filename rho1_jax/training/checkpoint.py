@@ -215,7 +215,7 @@ def write_model_link(folder: Path, source: str) -> None:
     name, step = load.split_step(source)
     if Path(name).exists():  # else it is the name of a package or of a hub's model
         source = str(Path(name).resolve()) + ("" if step is None else f"@{step}")
-    jsonfile.write(folder / MODEL_FILE, jsonfile.sealed({"source": source}))
+    jsonfile.write_sealed(folder / MODEL_FILE, {"source": source})
 
 
 def load_model(path: str | Path, mesh: Mesh | None = None) -> tuple[Any, Architecture, Tokenizer]:

@@ -1,6 +1,6 @@
 """Offline scoring: the reference's loss (and entropy) of packed rows, one forward pass each."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -28,27 +28,25 @@ def score_step(
 
 
 def score_rows(
-    score_fn: Callable[[dict[str, np.ndarray]], Mapping[str, jax.Array | np.ndarray]],
-    batches: Iterable[dict[str, np.ndarray]],
+    scored: Iterable[tuple[np.ndarray, Mapping[str, jax.Array | np.ndarray]]],
     writer: ScoreWriter | None,
     *,
     n_rows: int,
     label: str,
     stop: StopSignal,
 ) -> None:
-    """Score `batches` (with their "row" numbers) into `writer`, the device a batch ahead of the
-    disk.
+    """Write what is `scored` batch by batch, the device a batch ahead of the disk.
 
-    score_fn: this host's part of a batch to the scores of all of it; of several hosts one has the
-    writer. Raises Interrupted, with everything scored so far on disk, when `stop` says so.
+    scored: pairs of the row numbers of a batch and the scores of all of it, on every host; of
+    several hosts one has the writer. Raises Interrupted, with everything scored so far on disk,
+    when `stop` says so.
     """
     pending, signum = None, None
     with stop.defer(), tqdm(total=n_rows, desc=label, unit="row", mininterval=1.0) as bar:
-        for i, batch in enumerate(batches):
-            scored = score_fn(batch)
+        for i, result in enumerate(scored):
             if pending is not None:
                 bar.update(_write(writer, *pending))
-            pending = (batch["row"], scored)
+            pending = result
             if writer and i % FLUSH_EVERY == FLUSH_EVERY - 1:
                 writer.flush()
             if (signum := stop.now()) is not None:

@@ -136,7 +136,7 @@ def test_the_hash_of_an_unchanged_file_is_taken_as_known(tmp_path, monkeypatch):
         hashed.extend([path] if path.name == "a.jsonl" else [])  # not of the rows
         return "0" * 64
 
-    monkeypatch.setattr(builder, "_sha256", counted)
+    monkeypatch.setattr(builder, "sha256", counted)
     prepare(tmp_path)
     prepare(tmp_path)
     assert len(hashed) == 1

@@ -91,9 +91,9 @@ def test_other_scores_are_refused_by_a_run_that_has_some(scored, table, tmp_path
 def read(scored, table, path, fields=FIELDS):
     pq.write_table(table, path)
     rows, ids = rows_of(scored)
-    found = list(given_scores.batches(str(path), "noisy", rows, ids, fields))
-    order = np.concatenate([batch["row"] for batch in found])
-    return order, {f: np.concatenate([batch[f] for batch in found]) for f in fields}
+    found = list(given_scores.read(str(path), fields, "noisy", rows, ids))
+    order = np.concatenate([numbers for numbers, _ in found])
+    return order, {f: np.concatenate([values[f] for _, values in found]) for f in fields}
 
 
 def replaced(table, name, values, new=None):

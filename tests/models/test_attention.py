@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from rho1_jax.models import attention, llama, splash
+from rho1_jax.models import attention, llama, placement, splash
 from rho1_jax.models.architecture import Architecture
 from rho1_jax.models.attention import causal_attention
 
@@ -72,7 +72,7 @@ def test_bfloat16_scores_and_softmax_are_float32():
 def test_why_a_gpu_does_not_take_the_faster_kernel(dtype, head_dim, cut, why, monkeypatch, caplog):
     cuda = types.SimpleNamespace(platform_version="cuda 13000")
     monkeypatch.setattr(attention, "get_backend", lambda: cuda)
-    attention._not_used.cache_clear()
+    placement.kernel_not_used.cache_clear()
     q = jnp.zeros((2, 8, 4, head_dim), dtype)
     for _ in range(2):  # the reason is said once
         assert attention._cudnn_fits(q, cut=cut) == (why is None)

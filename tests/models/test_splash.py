@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from rho1_jax.models import splash
+from rho1_jax.models import placement, splash
 from rho1_jax.models.attention import causal_attention
 
 AXES = ("data", "fsdp")
@@ -74,7 +74,7 @@ def test_rows_are_cut_over_a_mesh(mesh_shape, window):
 def test_fits_where_devices_get_whole_tiles_rows_and_heads(
     axes, rows, seq_len, kv_heads, fits, caplog
 ):
-    splash._not_used.cache_clear()
+    placement.kernel_not_used.cache_clear()
     device = jax.sharding.AbstractDevice("TPU v5p", 2, "tpu")
     mesh = jax.sharding.AbstractMesh(
         (2, 2, 2), (*axes, "tensor"), (AxisType.Auto,) * 3, abstract_device=device

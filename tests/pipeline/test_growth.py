@@ -12,15 +12,9 @@ from rho1_jax.errors import InputError
 from rho1_jax.training.checkpoint import load_model
 from rho1_jax.training.metrics import MetricsLog
 from tests import tiny_config
-from tests.tiny_config import write_texts
 
 WSD = {"train.schedule": "wsd", "train.decay_steps": 2, "train.lr": 1e-2}
 TIMES = {"seconds", "tokens_per_second", "matmul_utilization", "input_wait"}
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 def run(texts, folder, steps, stages=("prepare", "reference", "score", "train"), **changes):

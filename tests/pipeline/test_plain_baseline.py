@@ -16,7 +16,6 @@ from rho1_jax.pipeline import baseline
 from rho1_jax.pipeline.workspace import BASELINE, Options
 from rho1_jax.training.checkpoint import load_model
 from tests import tiny_config
-from tests.tiny_config import write_texts
 
 WITH = Options(baseline=True)
 
@@ -28,11 +27,6 @@ def config(texts, **changes):
     few = {"data.root": str(texts), "select.score": "loss", "train.steps": 4, "eval.every": 4}
     c.update_from_flattened_dict(few | changes)
     return c
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,8 @@ from rho1_jax.pipeline.workspace import Workspace
 from rho1_jax.training import program, sharding
 from rho1_jax.training.planning import around
 from tests import tiny_config
-from tests.tiny_config import write_texts
 
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 def dry_run(texts, folder, **changes):

@@ -15,12 +15,6 @@ from rho1_jax.training import program, sharding
 from rho1_jax.training.checkpoint import Checkpoints, load_model
 from rho1_jax.training.planning import around
 from tests import tiny_config
-from tests.tiny_config import write_texts
-
-
-@pytest.fixture(scope="module")
-def texts(tmp_path_factory):
-    return write_texts(tmp_path_factory.mktemp("text"))
 
 
 def config(texts, **changes):

@@ -7,7 +7,6 @@ the source that the folder stands for, a tokenizer, and Orbax checkpoints of the
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import json
 import re
@@ -20,7 +19,7 @@ import huggingface_hub
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from rho1_jax import jsonfile
+from rho1_jax import files, jsonfile
 from rho1_jax.errors import InputError
 from rho1_jax.models import tokenizer
 from rho1_jax.models.architecture import Architecture
@@ -243,11 +242,8 @@ def model_file_digests(
     folder: Path, config: Mapping[str, Any], names: Iterable[str]
 ) -> dict[str, str]:
     """sha256 of the files that describe a model folder; of model.json, of the shape in it."""
-    of_config = json.dumps(config, sort_keys=True).encode()
     return {
-        name: hashlib.sha256(
-            of_config if name == MODEL_FILE else (folder / name).read_bytes()
-        ).hexdigest()
+        name: jsonfile.digest(config) if name == MODEL_FILE else files.sha256(folder / name)
         for name in names
     }
 
@@ -285,7 +281,7 @@ def saved_metadata(step_folder: Path) -> Mapping[str, Any]:
         digests_of = saved.get(DIGEST, {})
         # The first version saved no digests, the second had one of the other entries alone.
         old = not digests_of and not any(isinstance(value, dict) for value in saved.values())
-        known = (_digest_of(_without_own(saved)), _digest_of(_entries(saved)))
+        known = (jsonfile.digest(_without_own(saved)), jsonfile.digest(_entries(saved)))
         if saved and (old or digests_of.get(_OWN) in known):
             return saved
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -295,7 +291,7 @@ def saved_metadata(step_folder: Path) -> Mapping[str, Any]:
 
 def with_own_digest(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What is saved with a step, and a digest of it beside those of the state's parts."""
-    return {**metadata, DIGEST: metadata[DIGEST] | {_OWN: _digest_of(metadata)}}
+    return {**metadata, DIGEST: metadata[DIGEST] | {_OWN: jsonfile.digest(metadata)}}
 
 
 def _without_own(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -305,7 +301,3 @@ def _without_own(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entries(metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metadata.items() if name != DIGEST}
-
-
-def _digest_of(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
