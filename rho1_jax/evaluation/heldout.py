@@ -9,6 +9,7 @@ import numpy as np
 
 from rho1_jax.data.loader import Rows, ordered_batches
 from rho1_jax.errors import InputError
+from rho1_jax.models import placement
 from rho1_jax.slm.step import Batch, Metrics
 
 
@@ -41,7 +42,7 @@ def _one(
     sums, n_bytes = [], 0
     stop = min(max_rows, len(rows))
     for batch in ordered_batches(rows, batch_size=batch_size, stop_row=stop):
-        sums.append(eval_fn(params, put(batch)))
+        sums.append(placement.in_turn(eval_fn(params, put(batch))))
         n_bytes += int(batch["bytes"].sum())
     sums = jax.device_get(sums)  # one wait for all
     nats, tokens = (math.fsum(float(s[key]) for s in sums) for key in ("loss", "tokens"))

@@ -8,11 +8,13 @@ Over all other axes heads, feed-forward and vocabulary are.
 import functools
 import logging
 import math
+from typing import TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+T = TypeVar("T")
 Axes = tuple[str, ...] | None
 SEQUENCE = "sequence"
 _log = logging.getLogger("rho1_jax")
@@ -22,6 +24,17 @@ def platform() -> str:
     """Of the devices in use, also where a mesh only describes them (planning/aot.py): "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
+
+
+def in_turn(x: T) -> T:
+    """What a program gave, on several CPU devices once it is there.
+
+    They are threads: of two programs at once, each of whose devices wait for each other, one may
+    take the threads that the other needs, and neither would end. For programs that do not need
+    each other's results and so would all begin; accelerators run theirs in order.
+    """
+    simulated = jax.default_backend() == "cpu" and jax.device_count() > 1
+    return jax.block_until_ready(x) if simulated else x
 
 
 @functools.cache  # once for each reason

@@ -84,6 +84,24 @@ def test_a_domain_without_a_token_to_predict_is_named():
         heldout.heldout_losses(nothing, 2.0, {"web": FakeRows()}, max_rows=9, batch_size=2, put=put)
 
 
+def test_simulated_devices_run_one_evaluation_at_a_time(monkeypatch):
+    """models/placement.py says why."""
+    begun, ended = [], []
+
+    def eval_fn(_, batch):
+        assert len(begun) == len(ended)
+        begun.append(batch)
+        return {"loss": 1.0, "tokens": 1.0}
+
+    def wait(x):
+        ended.append(x)
+        return x
+
+    monkeypatch.setattr(jax, "block_until_ready", wait)
+    heldout.heldout_losses(eval_fn, 2.0, {"web": FakeRows()}, max_rows=9, batch_size=1, put=put)
+    assert len(begun) == len(ended) == 3
+
+
 def test_sample_holds_real_rows_with_each_models_view():
     def score_fn(batch):
         return {"ref_loss": batch.tokens[:, 1:] * 1.0, "ref_entropy": batch.tokens[:, 1:] * 2.0}

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
+from rho1_jax.models import placement
+
 _SAMPLES, _SAMPLE_BYTES = 64, 2**16
 
 
@@ -31,7 +33,8 @@ def look(trees: Mapping[str, Any]) -> dict[str, Seen]:
         for key, t in trees.items()
     }
     leaves = [x for pairs in named.values() for _, x in pairs]
-    sums = iter(jax.device_get([program(getattr(x, "sharding", None))(x) for x in leaves]))
+    computed = [placement.in_turn(program(getattr(x, "sharding", None))(x)) for x in leaves]
+    sums = iter(jax.device_get(computed))
     seen = {}
     for key, pairs in named.items():
         digest, not_finite = hashlib.sha256(), []

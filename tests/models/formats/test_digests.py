@@ -102,3 +102,23 @@ def test_files_by_samples(tmp_path):
         stream.seek(10**8 - 1)
         stream.write(b"x")
     assert len({first, second, of()}) == 3
+
+
+def test_simulated_devices_run_one_program_at_a_time(monkeypatch):
+    """With a dozen of them begun at once two hosts of two devices each came to a standstill."""
+    seen = []
+
+    class Result:
+        def __init__(self, n):
+            self.n = n
+            seen.append(("begun", n))
+
+        def block_until_ready(self):
+            seen.append(("ended", self.n))
+            return self
+
+    numbers = iter(range(3))
+    monkeypatch.setattr(digests, "program", lambda _: lambda _: Result(next(numbers)))
+    monkeypatch.setattr(jax, "device_get", lambda sums: [np.zeros(2, np.uint32) for _ in sums])
+    digests.look({"": [jnp.ones(2)] * 3})
+    assert seen == [(what, n) for n in range(3) for what in ("begun", "ended")]
